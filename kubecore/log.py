@@ -1,0 +1,66 @@
+"""Structured logging for both daemons, and the one list of event names.
+
+Events are `area.object.past_tense`; values go into keys, never into the sentence. info: the world changed; warning: we
+retry; error: a human is needed; debug: per query or per packet.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal, TextIO
+
+import structlog
+
+LogFormat = Literal["auto", "console", "json"]
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def configure(*, level: str = "info", fmt: LogFormat = "auto", stream: TextIO | None = None) -> None:
+    """Send events to `stream` (default: stderr), as coloured lines on a terminal and as JSON otherwise.
+
+    Args:
+        level: a key of `LEVELS`.
+        fmt: `auto` decides by whether the stream is a terminal.
+        stream: where to write; stdout stays free for a command's answer.
+    """
+    out = stream or sys.stderr
+    console = fmt == "console" or (fmt == "auto" and out.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if console:
+        shared.append(structlog.dev.ConsoleRenderer(colors=out.isatty()))
+    else:
+        shared += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=shared,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+
+
+# Event names. One line each, by area; a test checks that every name used is listed here and every listed name is used.
+
+# -- process
+PROCESS_STARTED = "process.daemon.started"
+PROCESS_STOPPED = "process.daemon.stopped"
+
+# -- kubecore: decode, files
+OBJECT_SKIPPED = "kubecore.object.skipped"
+
+# -- kubecore: watch
+
+# -- kubecore: operations server
+
+# -- ipvsproxy: kernel edges
+
+# -- ipvsproxy: reconciler, health
+
+# -- dnsserver: configuration, zone
+
+# -- dnsserver: server, forwarder, cache
