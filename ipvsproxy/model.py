@@ -1,0 +1,192 @@
+"""What the kernel is to hold: virtual servers, real servers, VIP routes and set elements, as immutable values.
+
+Key (identity), configuration (what we set) and counters (what the kernel counts) are three types. Knows nothing of
+Kubernetes' rules (planner), of netlink (kernel/) or of time.
+
+Source: linux/ip_vs.h, ipvsadm(8).
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntFlag
+from typing import NamedTuple
+
+import msgspec
+
+from kubecore.model import Family, ObjectKey, Protocol
+
+
+class Scheduler(Enum):
+    """IPVS schedulers; the value is the kernel's name and the module's suffix (`ip_vs_rr`)."""
+
+    RR = "rr"
+    WRR = "wrr"
+    LC = "lc"
+    WLC = "wlc"
+    LBLC = "lblc"
+    LBLCR = "lblcr"
+    SH = "sh"
+    DH = "dh"
+    SED = "sed"
+    NQ = "nq"
+    MH = "mh"
+    FO = "fo"
+    OVF = "ovf"
+    OTHER = "?"
+    """Read back only: a scheduler we never set (a foreign virtual server's)."""
+
+
+class ForwardMethod(Enum):
+    """How IPVS forwards to a real server; the value is IP_VS_CONN_F_FWD_MASK's."""
+
+    MASQUERADE = 0
+    LOCAL = 1
+    TUNNEL = 2
+    DIRECT_ROUTE = 3
+    BYPASS = 4
+
+
+class ServiceFlag(IntFlag):
+    """Flags of a virtual server (IP_VS_SVC_F_*). `persistence_s` implies PERSISTENT; HASHED never leaves the codec."""
+
+    NONE = 0
+    ONE_PACKET = 0x04
+    """ops: every UDP packet is scheduled anew."""
+    SCHED_1 = 0x08
+    """sh-fallback, mh-fallback."""
+    SCHED_2 = 0x10
+    """sh-port, mh-port."""
+    SCHED_3 = 0x20
+
+
+class VirtualServerKey(NamedTuple):
+    """Identity of a virtual server: address, protocol and port, or a firewall mark and family."""
+
+    family: Family
+    protocol: Protocol | None
+    """None with a firewall mark."""
+    address: str
+    """Canonical; empty with a firewall mark."""
+    port: int
+    fwmark: int = 0
+
+    def __str__(self) -> str:
+        """`10.96.0.1:443/TCP`, `[fd00::1]:443/TCP` or `fwmark 0x2a v6`."""
+        if self.fwmark or self.protocol is None:
+            return f"fwmark {self.fwmark:#x} v{self.family}"
+        host = f"[{self.address}]" if self.family == 6 else self.address
+        return f"{host}:{self.port}/{self.protocol.value}"
+
+
+class VirtualServerConfig(msgspec.Struct, frozen=True, gc=False):
+    """What we set on a virtual server. Persistence netmask is always one host (/32, /128)."""
+
+    scheduler: Scheduler = Scheduler.RR
+    flags: ServiceFlag = ServiceFlag.NONE
+    persistence_s: int = 0
+    """0: not persistent."""
+
+
+class RealServerKey(NamedTuple):
+    """Identity of a real server within its virtual server; of the virtual server's family."""
+
+    address: str
+    port: int
+
+
+class RealServerConfig(msgspec.Struct, frozen=True, gc=False):
+    """What we set on a real server."""
+
+    weight: int = 1
+    """0: no new connections, open ones live on."""
+    method: ForwardMethod = ForwardMethod.MASQUERADE
+    upper_threshold: int = 0
+    lower_threshold: int = 0
+
+
+class RealServerCounters(msgspec.Struct, frozen=True, gc=False):
+    """What the kernel counts for a real server now."""
+
+    active: int = 0
+    inactive: int = 0
+    persistent: int = 0
+
+    @property
+    def drained(self) -> bool:
+        """No connection left, persistence templates aside."""
+        return self.active + self.inactive == 0
+
+
+class TrafficCounters(msgspec.Struct, frozen=True, gc=False):
+    """IPVS_*_ATTR_STATS64, totals since the entry was made."""
+
+    connections: int = 0
+    in_packets: int = 0
+    out_packets: int = 0
+    in_bytes: int = 0
+    out_bytes: int = 0
+
+
+class ActualRealServer(msgspec.Struct, frozen=True, gc=False):
+    """A real server as the kernel has it."""
+
+    config: RealServerConfig
+    counters: RealServerCounters = RealServerCounters()
+    traffic: TrafficCounters = TrafficCounters()
+
+
+class ActualVirtualServer(msgspec.Struct, frozen=True, gc=False):
+    """A virtual server as the kernel has it."""
+
+    config: VirtualServerConfig
+    real_servers: dict[RealServerKey, ActualRealServer]
+    traffic: TrafficCounters = TrafficCounters()
+
+
+class PlannedVirtualServer(msgspec.Struct, frozen=True, gc=False):
+    """A virtual server as one Service port wants it."""
+
+    key: VirtualServerKey
+    config: VirtualServerConfig
+    real_servers: tuple[tuple[RealServerKey, RealServerConfig], ...]
+    """Sorted by key. Endpoints that are wanted get weight >= 1; nothing with weight 0 is ever added new."""
+    draining: frozenset[RealServerKey] = frozenset()
+    """Endpoints still serving while they terminate: not wanted, kept at weight 0 for as long as they are listed here."""
+
+
+class Element(NamedTuple):
+    """An element of one of our nftables sets or maps (see nftables.py for the sets there are)."""
+
+    set: str
+    key: tuple[str, ...]
+    """Concatenated key, each part as nft prints it: ("10.96.0.1", "tcp", "443")."""
+    value: str = ""
+    """Data of a map element as nft prints it (a verdict or a mark); empty in a plain set."""
+
+
+class HealthCheck(msgspec.Struct, frozen=True, gc=False):
+    """A healthCheckNodePort server to run."""
+
+    service: ObjectKey
+    port: int
+    local_ready: int
+    """Distinct addresses of ready local endpoints."""
+
+
+class Problem(msgspec.Struct, frozen=True, gc=False):
+    """Something a person should know about a Service; becomes a Warning event."""
+
+    service: ObjectKey
+    reason: str
+    """CamelCase, an Event's `reason`."""
+    message: str
+
+
+class DataplaneState(msgspec.Struct, gc=False):
+    """All of ours in the kernel (or all that should be): the one shape `desired` and `actual` share for diff."""
+
+    virtual_servers: dict[VirtualServerKey, ActualVirtualServer]
+    vips: set[str]
+    """Addresses with a local route of ours."""
+    elements: dict[Element, None]
+    """Elements in our nftables table. A dict keeps order for readable transactions."""
