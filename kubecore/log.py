@@ -60,6 +60,10 @@ OBJECT_SKIPPED = "kubecore.object.skipped"
 # -- ipvsproxy: kernel edges
 
 # -- ipvsproxy: reconciler, health
+EVENT_RECORDED = "ipvsproxy.event.recorded"
+EVENT_DROPPED = "ipvsproxy.event.dropped"
+EVENT_REFUSED = "ipvsproxy.event.refused"
+HEALTH_CHECK_STARTED = "ipvsproxy.health_check.started"
 
 # -- dnsserver: configuration, zone
 

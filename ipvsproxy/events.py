@@ -1,0 +1,143 @@
+"""Kubernetes Events about Services and this node: few, aggregated, never in the way of programming the kernel.
+
+Knows events.k8s.io/v1. Must not know what happened: the reconciler names object, reason and sentence. Without an API
+server (file source) the same calls end in the log only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import structlog
+
+from kubecore import log
+from kubecore.model import ObjectKey
+
+SERIES_S = 600.0
+"""How long a repeated event is folded into a series of the first one (client-go: 6 minutes of silence end a series)."""
+MINIMUM_GAP_S = 60.0
+"""A series is patched at most once in this time."""
+QUEUE_LIMIT = 1000
+"""Events waiting for the API server; further ones are dropped and counted in the log."""
+
+EventType = Literal["Normal", "Warning"]
+Send = Callable[[str, str, dict[str, Any]], Awaitable[dict[str, Any]]]
+"""`(method, path, body) -> reply`; raises on refusal."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Regarding:
+    """The object an event is about."""
+
+    kind: Literal["Service", "Node"]
+    key: ObjectKey
+    uid: str = ""
+
+
+@dataclass(slots=True)
+class _Series:
+    name: str
+    namespace: str
+    count: int
+    first_s: float
+    sent_s: float
+
+
+class EventRecorder:
+    """Takes events at any time without waiting; `run` delivers them.
+
+    Args:
+        send: the API call; None: events go to the log only.
+        instance: this node's name, `reportingInstance`.
+        clock: seconds, monotonic enough to tell repeats from news.
+    """
+
+    def __init__(self, send: Send | None, instance: str, clock: Callable[[], float]) -> None:
+        self._send = send
+        self._instance = instance
+        self._clock = clock
+        self._queue: asyncio.Queue[tuple[Regarding, EventType, str, str, str]] = asyncio.Queue(QUEUE_LIMIT)
+        self._series: dict[tuple[Regarding, str, str], _Series] = {}
+
+    def record(self, about: Regarding, kind: EventType, reason: str, message: str, action: str) -> None:
+        """Queue one event; the same one again within ten minutes becomes a count on the first."""
+        _log.log(
+            30 if kind == "Warning" else 20,
+            log.EVENT_RECORDED,
+            object=f"{about.kind} {about.key}",
+            reason=reason,
+            message=message,
+        )
+        if self._send is None:
+            return
+        try:
+            self._queue.put_nowait((about, kind, reason, message, action))
+        except asyncio.QueueFull:
+            _log.warning(log.EVENT_DROPPED, object=str(about.key), reason=reason)
+
+    async def run(self) -> None:
+        """Deliver queued events until cancelled. A refused event is logged and forgotten."""
+        while True:
+            about, kind, reason, message, action = await self._queue.get()
+            try:
+                await self._deliver(about, kind, reason, message, action)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # an event is never worth the daemon
+                _log.warning(log.EVENT_REFUSED, object=str(about.key), reason=reason, error=str(error))
+
+    async def _deliver(self, about: Regarding, kind: EventType, reason: str, message: str, action: str) -> None:
+        assert self._send is not None  # noqa: S101 - run() is only started with a sender
+        now_s = self._clock()
+        self._forget_old(now_s)
+        identity = (about, reason, message)
+        known = self._series.get(identity)
+        if known is not None:
+            known.count += 1
+            if now_s - known.sent_s >= MINIMUM_GAP_S:
+                known.sent_s = now_s
+                await self._send(
+                    "PATCH",
+                    f"/apis/events.k8s.io/v1/namespaces/{known.namespace}/events/{known.name}",
+                    {"series": {"count": known.count, "lastObservedTime": _micro_time()}},
+                )
+            return
+        namespace = about.key.namespace or "default"
+        name = f"{about.key.name}.{secrets.token_hex(8)}"
+        self._series[identity] = _Series(name, namespace, 1, now_s, now_s)
+        regarding: dict[str, str] = {"apiVersion": "v1", "kind": about.kind, "name": about.key.name}
+        if about.key.namespace:
+            regarding["namespace"] = about.key.namespace
+        if about.uid:
+            regarding["uid"] = about.uid
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": namespace},
+            "eventTime": _micro_time(),
+            "reportingController": "ipvsproxy",
+            "reportingInstance": self._instance,
+            "action": action,
+            "reason": reason,
+            "regarding": regarding,
+            "note": message[:1024],
+            "type": kind,
+        }
+        await self._send("POST", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+
+    def _forget_old(self, now_s: float) -> None:
+        old = [identity for identity, series in self._series.items() if now_s - series.first_s > SERIES_S]
+        for identity in old:
+            del self._series[identity]
+
+
+def _micro_time() -> str:
+    """Now, as the API's MicroTime (RFC 3339 with exactly six decimals)."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

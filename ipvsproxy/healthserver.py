@@ -1,0 +1,162 @@
+"""HTTP for load balancers and kubelets: /healthz and /livez of the proxy, and one server per healthCheckNodePort.
+
+Shows what `health` computes; decides nothing itself. Bodies and headers are kube-proxy's, so that cloud load balancers
+need no change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from ipvsproxy.health import Health
+from kubecore import log
+from kubecore.model import ObjectKey
+
+HEADERS = {"X-Content-Type-Options": "nosniff"}
+
+_log = structlog.get_logger()
+
+
+def rfc3339(seconds: float) -> str:
+    """Unix seconds as RFC 3339 with microseconds, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def healthz_body(health: Health, now_s: float, *, with_node: bool) -> bytes:
+    """JSON of /healthz (`with_node`) or /livez."""
+    body: dict[str, object] = {"lastUpdated": rfc3339(health.updated_s), "currentTime": rfc3339(now_s)}
+    if with_node:
+        body["nodeEligible"] = health.node_eligible
+    body["healthy"] = health.healthy
+    body["status"] = {
+        f"IPv{family}": {"lastUpdated": rfc3339(status.updated_s), "healthy": status.healthy}
+        for family, status in sorted(health.families.items())
+    }
+    if health.degraded:
+        body["degraded"] = dict(sorted(health.degraded.items()))
+    return msgspec.json.encode(body)
+
+
+Count = Callable[[str, int], None]
+"""Counts one probe: (`healthz` or `livez`, HTTP status)."""
+
+
+def healthz_routes(check: Callable[[float], Health], count: Count) -> list[web.RouteDef]:
+    """Routes /healthz (healthy and eligible) and /livez (healthy), for any aiohttp application."""
+
+    def reply(path: str, *, good: bool, body: bytes) -> web.Response:
+        status = 200 if good else 503
+        count(path, status)
+        return web.Response(status=status, body=body, content_type="application/json", headers=HEADERS)
+
+    async def healthz(_: web.Request) -> web.Response:
+        now_s = time.time()
+        health = check(now_s)
+        good = health.healthy and health.node_eligible
+        return reply("healthz", good=good, body=healthz_body(health, now_s, with_node=True))
+
+    async def livez(_: web.Request) -> web.Response:
+        now_s = time.time()
+        health = check(now_s)
+        return reply("livez", good=health.healthy, body=healthz_body(health, now_s, with_node=False))
+
+    return [web.get("/healthz", healthz), web.get("/livez", livez)]
+
+
+@dataclass(slots=True)
+class _Listener:
+    """A running health check server of one Service."""
+
+    port: int
+    addresses: frozenset[str]
+    runner: web.AppRunner
+
+
+class ServiceHealthServers:
+    """One HTTP server per Service with a healthCheckNodePort, on the node port addresses.
+
+    Args:
+        healthy: whether the proxy itself is healthy now.
+        failed: told (Service, message) when a port cannot be bound; it is tried again at the next `reconcile`.
+    """
+
+    def __init__(self, healthy: Callable[[], bool], failed: Callable[[ObjectKey, str], None]) -> None:
+        self._healthy = healthy
+        self._failed = failed
+        self._listeners: dict[ObjectKey, _Listener] = {}
+        self._local_ready: dict[ObjectKey, int] = {}
+
+    @property
+    def ports(self) -> dict[ObjectKey, int]:
+        """Services whose server runs, and where."""
+        return {service: listener.port for service, listener in self._listeners.items()}
+
+    def set_count(self, service: ObjectKey, local_ready: int) -> None:
+        """Number of distinct ready local endpoint addresses, as the next probe is to see it."""
+        self._local_ready[service] = local_ready
+
+    async def reconcile(self, wanted: dict[ObjectKey, int], addresses: Iterable[str]) -> None:
+        """Run exactly the servers of `wanted` (Service → port) on `addresses` (`0.0.0.0`, `::` or node addresses).
+
+        Idempotent; a port that cannot be bound is reported and left for the next call.
+        """
+        where = frozenset(addresses)
+        for service, listener in list(self._listeners.items()):
+            if wanted.get(service) != listener.port or listener.addresses != where:
+                del self._listeners[service]
+                await listener.runner.cleanup()
+        for service in [s for s in self._local_ready if s not in wanted]:
+            del self._local_ready[service]
+        for service, port in wanted.items():
+            if service not in self._listeners:
+                await self._listen(service, port, where)
+
+    async def close(self) -> None:
+        """Stop all servers."""
+        await self.reconcile({}, ())
+
+    async def _listen(self, service: ObjectKey, port: int, addresses: frozenset[str]) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{any:.*}", self._handler(service))
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await runner.setup()
+        bound = 0
+        problems: list[str] = []
+        for address in sorted(addresses):
+            try:
+                await web.TCPSite(runner, address, port, reuse_address=True).start()
+                bound += 1
+            except OSError as error:
+                problems.append(f"{address} port {port}: {error.strerror or error}")
+        if problems:
+            self._failed(service, f"node port health check cannot listen on {'; '.join(problems)}")
+        if bound:
+            self._listeners[service] = _Listener(port, addresses, runner)
+            _log.info(log.HEALTH_CHECK_STARTED, service=str(service), port=port)
+        else:
+            await runner.cleanup()
+
+    def _handler(self, service: ObjectKey) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(_: web.Request) -> web.Response:
+            count = self._local_ready.get(service, 0)
+            healthy = self._healthy()
+            body = {
+                "service": {"namespace": service.namespace, "name": service.name},
+                "localEndpoints": count,
+                "serviceProxyHealthy": healthy,
+            }
+            return web.Response(
+                status=200 if count and healthy else 503,
+                body=msgspec.json.format(msgspec.json.encode(body), indent=4),
+                content_type="application/json",
+                headers={**HEADERS, "X-Load-Balancing-Endpoint-Weight": str(count)},
+            )
+
+        return handle

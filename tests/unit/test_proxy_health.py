@@ -1,0 +1,211 @@
+"""/healthz, /livez, the health check servers of Services, and the events about them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ipvsproxy.events import EventRecorder, Regarding
+from ipvsproxy.health import TAINT_TO_BE_DELETED, ProxyHealth
+from ipvsproxy.healthserver import ServiceHealthServers, healthz_routes
+from kubecore.model import ObjectKey
+
+WEB = ObjectKey("default", "web")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def known_node(patience_s: float = 60.0) -> ProxyHealth:
+    health = ProxyHealth(patience_s)
+    health.serve((4, 6), now_s=1000.0)
+    health.node_known = True
+    return health
+
+
+@pytest.mark.parametrize(
+    ("queued_at_s", "now_s", "healthy"),
+    [
+        pytest.param(None, 9000.0, True, id="nothing queued: healthy for ever"),
+        pytest.param(1000.0, 1059.9, True, id="queued less than twice the sync period ago"),
+        pytest.param(1000.0, 1060.0, False, id="queued for twice the sync period"),
+    ],
+)
+def test_a_family_is_healthy_until_its_oldest_update_waits_too_long(
+    queued_at_s: float | None, now_s: float, healthy: bool
+) -> None:
+    health = known_node()
+    if queued_at_s is not None:
+        health.queued(queued_at_s)
+        health.queued(now_s)  # a later change does not make the oldest one younger
+    assert health.check(now_s).healthy is healthy
+
+
+def test_a_finished_pass_makes_healthy_again() -> None:
+    health = known_node()
+    health.queued(1000.0)
+    assert not health.check(2000.0).healthy
+    health.updated(2000.0)
+    assert health.check(2000.0).healthy
+
+
+@pytest.mark.parametrize(
+    ("known", "deleting", "taints", "eligible"),
+    [
+        (True, False, (), True),
+        (True, False, ("node.kubernetes.io/not-ready",), True),
+        (True, False, (TAINT_TO_BE_DELETED,), False),
+        (True, True, (), False),
+        (False, False, (), False),
+    ],
+)
+def test_node_eligibility(known: bool, deleting: bool, taints: tuple[str, ...], eligible: bool) -> None:
+    health = ProxyHealth(60.0, node_known=known, node_deleting=deleting, node_taints=taints)
+    assert health.node_eligible is eligible
+
+
+async def probe(health: ProxyHealth, path: str) -> tuple[int, dict[str, Any], list[tuple[str, int]]]:
+    counted: list[tuple[str, int]] = []
+    app = web.Application()
+    app.add_routes(healthz_routes(health.check, lambda name, status: counted.append((name, status))))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as reply:
+            assert reply.headers["X-Content-Type-Options"] == "nosniff"
+            assert reply.content_type == "application/json"
+            return reply.status, await reply.json(), counted
+    finally:
+        await runner.cleanup()
+
+
+async def test_healthz_needs_an_eligible_node_and_livez_does_not() -> None:
+    health = known_node()
+    health.node_taints = (TAINT_TO_BE_DELETED,)
+    status, body, counted = await probe(health, "/healthz")
+    assert (status, body["nodeEligible"], body["healthy"]) == (503, False, True)
+    assert counted == [("healthz", 503)]
+    assert set(body["status"]) == {"IPv4", "IPv6"}
+    status, body, counted = await probe(health, "/livez")
+    assert (status, body["healthy"]) == (200, True)
+    assert "nodeEligible" not in body
+    assert counted == [("livez", 200)]
+
+
+async def test_what_is_degraded_is_named_and_does_not_fail_the_probe() -> None:
+    health = known_node()
+    health.degraded["default/web"] = "add virtual server 10.96.0.5:80/TCP: No buffer space"
+    status, body, _ = await probe(health, "/healthz")
+    assert status == 200
+    assert body["degraded"] == {"default/web": "add virtual server 10.96.0.5:80/TCP: No buffer space"}
+
+
+async def fetch(port: int) -> tuple[int, str, dict[str, Any]]:
+    async with aiohttp.ClientSession() as session, session.post(f"http://127.0.0.1:{port}/any/path") as reply:
+        return reply.status, reply.headers["X-Load-Balancing-Endpoint-Weight"], await reply.json()
+
+
+async def test_health_check_node_port_answers_as_kube_proxy_does() -> None:
+    healthy = True
+    failures: list[tuple[ObjectKey, str]] = []
+    servers = ServiceHealthServers(lambda: healthy, lambda service, text: failures.append((service, text)))
+    port = free_port()
+    servers.set_count(WEB, 2)
+    await servers.reconcile({WEB: port}, ["127.0.0.1"])
+    try:
+        body = {"service": {"namespace": "default", "name": "web"}, "localEndpoints": 2, "serviceProxyHealthy": True}
+        assert await fetch(port) == (200, "2", body)
+        servers.set_count(WEB, 0)
+        assert await fetch(port) == (503, "0", body | {"localEndpoints": 0})
+        servers.set_count(WEB, 1)
+        healthy = False
+        assert await fetch(port) == (503, "1", body | {"localEndpoints": 1, "serviceProxyHealthy": False})
+        moved = free_port()
+        await servers.reconcile({WEB: moved}, ["127.0.0.1"])
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await fetch(port)
+        assert (await fetch(moved))[0] == 503
+    finally:
+        await servers.close()
+    assert failures == []
+
+
+async def test_a_port_in_use_is_reported_and_bound_once_it_is_free() -> None:
+    failures: list[tuple[ObjectKey, str]] = []
+    servers = ServiceHealthServers(lambda: True, lambda service, text: failures.append((service, text)))
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        await servers.reconcile({WEB: port}, ["127.0.0.1"])
+        assert [service for service, _ in failures] == [WEB]
+        assert f"127.0.0.1 port {port}" in failures[0][1]
+        assert servers.ports == {}
+    await servers.reconcile({WEB: port}, ["127.0.0.1"])
+    assert servers.ports == {WEB: port}
+    await servers.close()
+
+
+async def test_events_are_posted_once_and_repeats_become_a_series() -> None:
+    now_s = 0.0
+    sent: list[tuple[str, str, dict[str, Any]]] = []
+
+    async def send(method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        sent.append((method, path, body))
+        return {}
+
+    recorder = EventRecorder(send, "node-a", lambda: now_s)
+    task = asyncio.create_task(recorder.run())
+    about = Regarding("Service", WEB, "uid-1")
+    try:
+        for moment in (0.0, 1.0, 2.0, 61.0):
+            now_s = moment
+            recorder.record(about, "Warning", "UnknownScheduler", "no scheduler named fast", "Plan")
+            await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+    (post, patch) = sent
+    assert post[:2] == ("POST", "/apis/events.k8s.io/v1/namespaces/default/events")
+    assert post[2]["regarding"] == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "name": "web",
+        "namespace": "default",
+        "uid": "uid-1",
+    }
+    assert (post[2]["type"], post[2]["reason"], post[2]["note"]) == (
+        "Warning",
+        "UnknownScheduler",
+        "no scheduler named fast",
+    )
+    name = post[2]["metadata"]["name"]
+    assert patch[:2] == ("PATCH", f"/apis/events.k8s.io/v1/namespaces/default/events/{name}")
+    assert patch[2]["series"]["count"] == 4
+
+
+async def test_a_refused_event_does_not_stop_later_ones() -> None:
+    sent: list[str] = []
+
+    async def send(_method: str, _path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if body["reason"] == "Bad":
+            raise PermissionError("events is forbidden")
+        sent.append(body["reason"])
+        return {}
+
+    recorder = EventRecorder(send, "node-a", lambda: 0.0)
+    task = asyncio.create_task(recorder.run())
+    recorder.record(Regarding("Node", ObjectKey("", "node-a")), "Normal", "Bad", "x", "Start")
+    recorder.record(Regarding("Node", ObjectKey("", "node-a")), "Normal", "Starting", "x", "Start")
+    await asyncio.sleep(0.05)
+    task.cancel()
+    assert sent == ["Starting"]

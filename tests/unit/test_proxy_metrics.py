@@ -1,0 +1,78 @@
+"""Names that kube-proxy's dashboards rely on, and the bounded series per virtual server."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from ipvsproxy.metrics import ProxyMetrics, VirtualServerCollector
+from ipvsproxy.model import (
+    ActualRealServer,
+    ActualVirtualServer,
+    RealServerConfig,
+    RealServerCounters,
+    RealServerKey,
+    TrafficCounters,
+    VirtualServerConfig,
+    VirtualServerKey,
+)
+from kubecore.model import Protocol
+
+KUBE_PROXY_NAMES = """
+kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="16.384"}
+kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv6"}
+kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"}
+kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="0.25"}
+kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="300.0"}
+kubeproxy_sync_proxy_rules_endpoint_changes_pending
+kubeproxy_sync_proxy_rules_endpoint_changes_total
+kubeproxy_sync_proxy_rules_service_changes_pending
+kubeproxy_sync_proxy_rules_service_changes_total
+kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}
+kubeproxy_proxy_healthz_total{code="200"}
+kubeproxy_proxy_livez_total{code="503"}
+kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family="IPv4"}
+kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}
+""".split()
+
+
+def test_kube_proxy_names_are_kept() -> None:
+    registry = CollectorRegistry()
+    metrics = ProxyMetrics(registry, (4, 6))
+    metrics.healthz.labels("200").inc()
+    metrics.livez.labels("503").inc()
+    text = generate_latest(registry).decode()
+    exposed = {line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#")}
+    assert [name for name in KUBE_PROXY_NAMES if name not in exposed] == []
+
+
+def server(connections: int, active: int) -> ActualVirtualServer:
+    real = ActualRealServer(RealServerConfig(), RealServerCounters(active=active, inactive=1))
+    return ActualVirtualServer(
+        VirtualServerConfig(), {RealServerKey("10.244.0.1", 80): real}, TrafficCounters(connections=connections)
+    )
+
+
+@pytest.mark.parametrize(("servers", "limit", "series"), [(3, 10, 3), (3, 3, 3), (50, 10, 11)])
+def test_series_per_virtual_server_are_bounded(servers: int, limit: int, series: int) -> None:
+    registry = CollectorRegistry()
+    rows = [
+        (VirtualServerKey(4, Protocol.TCP, f"10.96.0.{i}", 80), f"default/web-{i}", server(i, active=i))
+        for i in range(servers)
+    ]
+    registry.register(VirtualServerCollector(lambda: rows, limit))
+    text = generate_latest(registry).decode()
+    lines = [x for x in text.splitlines() if x.startswith("ipvsproxy_virtual_server_connections_total{")]
+    assert len(lines) == series
+    assert sum(float(x.rsplit(" ", 1)[1]) for x in lines) == sum(range(servers))
+
+
+def test_a_mark_has_no_address() -> None:
+    registry = CollectorRegistry()
+    rows = [(VirtualServerKey(6, None, "", 0, 0x2A), "default/web:http", server(1, active=2))]
+    registry.register(VirtualServerCollector(lambda: rows, 10))
+    text = generate_latest(registry).decode()
+    expected = (
+        'ipvsproxy_virtual_server_active_connections{address="fwmark:0x2a",protocol="",service="default/web:http"} 2.0'
+    )
+    assert expected in text
