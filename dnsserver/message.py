@@ -168,6 +168,11 @@ class Prepared(NamedTuple):
     """ANCOUNT, NSCOUNT, ARCOUNT without OPT: 6 bytes."""
     tails: tuple[bytes, ...]
     """One per rotation of a multi-address answer; at least one."""
+    options: bytes = b""
+    """EDNS options (code, length, data) to add to the OPT record of clients that sent one: extended errors."""
+    lower_only: bool = False
+    """The tail repeats part of the question's name where no pointer may stand (SRV targets, RFC 2782): use it only for a
+    question asked in lower case, build the reply in full for others."""
 
 
 class Handler(Protocol):
