@@ -151,7 +151,13 @@ class PlannedVirtualServer(msgspec.Struct, frozen=True, gc=False):
     real_servers: tuple[tuple[RealServerKey, RealServerConfig], ...]
     """Sorted by key. Endpoints that are wanted get weight >= 1; nothing with weight 0 is ever added new."""
     draining: frozenset[RealServerKey] = frozenset()
-    """Endpoints still serving while they terminate: not wanted, kept at weight 0 for as long as they are listed here."""
+    """Endpoints that terminate and still serve: not wanted, kept at weight 0 for as long as they are listed here."""
+    listed: frozenset[RealServerKey] = frozenset()
+    """Other endpoints that exist but are not wanted (not ready, say): they drain without a time limit."""
+    protocol: Protocol = Protocol.TCP
+    """Transport; the key of a firewall mark does not tell it."""
+    fronts: tuple[tuple[str, int], ...] = ()
+    """Behind a firewall mark: the addresses and ports whose packets get the mark. Empty otherwise."""
 
 
 class Element(NamedTuple):
@@ -182,11 +188,49 @@ class Problem(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
-class DataplaneState(msgspec.Struct, gc=False):
-    """All of ours in the kernel (or all that should be): the one shape `desired` and `actual` share for diff."""
+class Desired(msgspec.Struct, gc=False):
+    """All that this node's kernel is to hold. Written by the planner in place, read by diff."""
 
-    virtual_servers: dict[VirtualServerKey, ActualVirtualServer]
-    vips: set[str]
-    """Addresses with a local route of ours."""
+    virtual_servers: dict[VirtualServerKey, PlannedVirtualServer]
+    vips: dict[str, str]
+    """Routed address → the node's address that the host's own connections to it leave with ("": the kernel chooses)."""
     elements: dict[Element, None]
-    """Elements in our nftables table. A dict keeps order for readable transactions."""
+    """Elements of our nftables table. A dict keeps order for readable transactions."""
+
+
+class Delta(msgspec.Struct, gc=False):
+    """What of `Desired` may differ from before; in the order in which it is to be programmed."""
+
+    services: dict[ObjectKey, None]
+    """Services whose plan, problems or health check may differ."""
+    virtual_servers: dict[VirtualServerKey, None]
+    vips: dict[str, None]
+    elements: dict[Element, None]
+    """Elements that came or went."""
+
+    def __bool__(self) -> bool:
+        """Whether anything for the kernel is in it."""
+        return bool(self.virtual_servers or self.vips or self.elements)
+
+
+class InterfaceAddress(NamedTuple):
+    """An address of this node."""
+
+    interface: str
+    """Empty where it is not known (a Node object tells addresses only)."""
+    address: str
+    """Canonical."""
+    prefix_length: int
+    """Of the connected prefix; 32 or 128 where unknown."""
+
+
+class Link(NamedTuple):
+    """A network interface of this node."""
+
+    name: str
+    kind: str
+    """rtnetlink's IFLA_INFO_KIND ("veth", "bridge", "vxlan", ...); empty for hardware and the loopback."""
+
+
+DEVICE = "kube-ipvs0"
+"""The dummy device that VIP routes point to; the name kube-proxy uses, so that what it left is taken over."""

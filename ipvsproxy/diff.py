@@ -1,0 +1,144 @@
+"""The operations that turn the kernel as known into the kernel as wanted, in a safe order.
+
+Knows: order and what is edited in place. Must not know: policy (the planner's), preconditions at run time
+(`Picture.permit`), time (`draining`). Called by the reconciler for what changed, at start and in the audit.
+
+Order: claims (set elements) → virtual servers → real servers → routes; then real servers to weight 0 or away → routes
+→ virtual servers → claims away. See docs/decisions/0001-data-plane.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ipvsproxy import sets
+from ipvsproxy.dataplane import (
+    AddRealServer,
+    AddVip,
+    AddVirtualServer,
+    ChangeElements,
+    CutFlows,
+    DeleteRealServer,
+    DeleteVip,
+    DeleteVirtualServer,
+    EditRealServer,
+    EditVirtualServer,
+    Op,
+)
+from ipvsproxy.draining import drains
+from ipvsproxy.model import (
+    ActualVirtualServer,
+    Delta,
+    Desired,
+    Element,
+    PlannedVirtualServer,
+    RealServerConfig,
+    RealServerKey,
+    VirtualServerKey,
+)
+from ipvsproxy.picture import Picture
+from kubecore.model import Protocol
+
+_CLAIMS = frozenset({sets.SERVICE, sets.MARK, sets.VIP})
+"""Sets whose elements vouch for something else in the kernel and therefore go last."""
+
+
+def diff(desired: Desired, actual: Picture, delta: Delta | None = None) -> list[Op]:
+    """The ordered operations from `actual` to `desired`; empty if they agree.
+
+    Args:
+        desired: what is wanted.
+        actual: what is known to be there; foreign virtual servers in it are left alone.
+        delta: look at these keys only; None: at everything.
+
+    Order of `delta` (or of `desired`) is kept within each stage. Apply each op through `Picture.permit`.
+    """
+    add, edit, drop, gone = list[Op](), list[Op](), list[Op](), list[Op]()
+    cut = list[Op]()
+    for key in _servers(desired, actual, delta):
+        planned, there = desired.virtual_servers.get(key), actual.servers.get(key)
+        if planned is None:
+            if there is not None and actual.owns(key):
+                gone.append(DeleteVirtualServer(key))
+                gone += _cut(key, None)
+            continue
+        if there is None:
+            add.append(AddVirtualServer(key, planned.config))
+            add += [AddRealServer(key, server, config) for server, config in planned.real_servers]
+            cut += _cut(key, planned)
+            continue
+        if there.config != planned.config:
+            edit.append(EditVirtualServer(key, planned.config))
+        _real_servers(planned, there, edit, drop)
+    vips = [*desired.vips, *(v for v in actual.vips if v not in desired.vips)] if delta is None else delta.vips
+    route = [AddVip(v, s) for v in vips if (s := desired.vips.get(v)) is not None and actual.vips.get(v) != s]
+    unroute = [DeleteVip(v) for v in vips if v not in desired.vips and v in actual.vips]
+    first, last = _elements(desired, actual, delta)
+    return [*first, *add, *edit, *route, *cut, *drop, *unroute, *gone, *last]
+
+
+def _servers(desired: Desired, actual: Picture, delta: Delta | None) -> Iterable[VirtualServerKey]:
+    if delta is not None:
+        return delta.virtual_servers
+    return [*desired.virtual_servers, *(k for k in actual.servers if k not in desired.virtual_servers)]
+
+
+def _real_servers(planned: PlannedVirtualServer, there: ActualVirtualServer, edit: list[Op], drop: list[Op]) -> None:
+    have = there.real_servers
+    kept = 0
+    for key, config in planned.real_servers:
+        actual = have.get(key)
+        if actual is None:
+            edit.append(AddRealServer(planned.key, key, config))
+            continue
+        kept += 1
+        if actual.config != config:
+            edit.append(EditRealServer(planned.key, key, config))
+    if kept == len(have):
+        return
+    wanted = {key for key, _ in planned.real_servers}
+    for key, actual in have.items():
+        if key in wanted:
+            continue
+        if not drains(planned):
+            drop.append(DeleteRealServer(planned.key, key))
+            drop += _cut(planned.key, planned, key)
+        elif actual.config.weight:
+            drop.append(EditRealServer(planned.key, key, _quiescent(actual.config)))
+
+
+def _quiescent(config: RealServerConfig) -> RealServerConfig:
+    return RealServerConfig(0, config.method, config.upper_threshold, config.lower_threshold)
+
+
+def _cut(
+    key: VirtualServerKey,
+    planned: PlannedVirtualServer | None,
+    real_server: RealServerKey | None = None,
+) -> list[Op]:
+    """UDP flows have no end to wait for: one from before would bypass the new choice for as long as it lasts."""
+    address = real_server.address if real_server is not None else None
+    if key.protocol is None:
+        if planned is None or planned.protocol is Protocol.TCP or address is None:
+            return []
+        return [CutFlows(planned.protocol, front, port, address) for front, port in planned.fronts]
+    return [] if key.protocol is Protocol.TCP else [CutFlows(key.protocol, key.address, key.port, address)]
+
+
+def _elements(desired: Desired, actual: Picture, delta: Delta | None) -> tuple[list[Op], list[Op]]:
+    """The transaction that comes first and the one that comes last, each at most one operation."""
+    touched: Iterable[Element] = delta.elements if delta is not None else [*desired.elements, *actual.elements.values()]
+    add = [e for e in touched if e in desired.elements and actual.elements.get((e.set, e.key)) != e]
+    renewed = {(e.set, e.key) for e in add}
+    replaced = [old for k in renewed if (old := actual.elements.get(k)) is not None]
+    drop = [
+        e
+        for e in dict.fromkeys(touched)
+        if e not in desired.elements and (e.set, e.key) not in renewed and actual.elements.get((e.set, e.key)) == e
+    ]
+    early = [*replaced, *(e for e in drop if e.set[:-1] not in _CLAIMS)]
+    late = [e for e in drop if e.set[:-1] in _CLAIMS]
+    add = list(dict.fromkeys(add))
+    first: list[Op] = [ChangeElements(tuple(add), tuple(early))] if add or early else []
+    last: list[Op] = [ChangeElements((), tuple(late))] if late else []
+    return first, last

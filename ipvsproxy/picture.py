@@ -1,0 +1,199 @@
+"""What is known to be in the kernel, and which operations it admits: the preconditions of architecture decision 9.
+
+Knows: what each operation needs and changes, and what makes a virtual server ours. Must not know: Services, netlink,
+time. The reconciler keeps one, filled from a dump, advanced by every operation that succeeded; tests use it as a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ipvsproxy import sets
+from ipvsproxy.dataplane import (
+    AddRealServer,
+    AddVip,
+    AddVirtualServer,
+    ChangeElements,
+    CutFlows,
+    DeleteRealServer,
+    DeleteVip,
+    DeleteVirtualServer,
+    EditRealServer,
+    EditVirtualServer,
+    Op,
+)
+from ipvsproxy.model import (
+    ActualRealServer,
+    ActualVirtualServer,
+    Element,
+    RealServerConfig,
+    RealServerKey,
+    VirtualServerConfig,
+    VirtualServerKey,
+)
+from kubecore.model import Family
+
+ElementKey = tuple[str, tuple[str, ...]]
+"""A set's name and a key in it; a map holds one value a key."""
+
+
+class Picture:
+    """The kernel as last known. Reading attributes is fine; writing goes through `apply` and `put_server`.
+
+    A virtual server is ours if our table claims it: by address, protocol and port in the service maps, by firewall
+    mark in the mark maps, or because it was adopted (kube-proxy's, taken over at start).
+    """
+
+    def __init__(
+        self,
+        servers: dict[VirtualServerKey, ActualVirtualServer] | None = None,
+        vips: dict[str, str] | None = None,
+        elements: Iterable[Element] = (),
+        adopted: Iterable[VirtualServerKey] = (),
+    ) -> None:
+        self.servers: dict[VirtualServerKey, ActualVirtualServer] = {}
+        self.vips = dict(vips or {})
+        self.elements: dict[ElementKey, Element] = {}
+        self.adopted = set(adopted)
+        self._at: dict[str, int] = {}  # address → virtual servers there
+        self._marks: dict[str, int] = {}  # fwmark as text → elements that set it
+        self._fresh: dict[RealServerConfig, ActualRealServer] = {}  # one value for all that are new
+        for key, server in (servers or {}).items():
+            self.put_server(key, server)
+        for element in elements:
+            self._put_element(element)
+
+    def owns(self, key: VirtualServerKey) -> bool:
+        """Whether that virtual server is ours to edit and delete."""
+        if key in self.adopted:
+            return True
+        if key.protocol is None:
+            return f"{key.fwmark:#010x}" in self._marks
+        return (f"{sets.SERVICE}{key.family}", sets.claim_key(key)) in self.elements
+
+    def owned(self) -> list[VirtualServerKey]:
+        """Our virtual servers."""
+        return [key for key in self.servers if self.owns(key)]
+
+    def put_server(self, key: VirtualServerKey, server: ActualVirtualServer | None) -> None:
+        """Take over what a dump said of one virtual server; None: it is not there."""
+        old = self.servers.pop(key, None)
+        if server is not None:
+            self.servers[key] = server
+        if key.address and (old is None) != (server is None):
+            self._at[key.address] = self._at.get(key.address, 0) + (1 if old is None else -1)
+            if not self._at[key.address]:
+                del self._at[key.address]
+
+    def permit(self, op: Op) -> Op | None:
+        """`op`, or what of it may be done now; None if its precondition does not hold or nothing is left to do.
+
+        Guarantees, after any sequence of permitted operations of which any may fail: every routed address has a
+        virtual server, every virtual server we made has its claim, and no transaction deletes what is not there.
+        """
+        match op:
+            case ChangeElements():
+                return self._permit_elements(op)
+            case AddRealServer(server, key):
+                there = self.servers.get(server)
+                return op if there is not None and key not in there.real_servers else None
+            case EditRealServer(server, key) | DeleteRealServer(server, key):
+                there = self.servers.get(server)
+                return op if there is not None and key in there.real_servers else None
+            case AddVirtualServer(key):
+                return op if key not in self.servers and self.owns(key) else None
+            case EditVirtualServer(key):
+                return op if key in self.servers and self.owns(key) else None
+            case DeleteVirtualServer(key):
+                last = key.address in self.vips and self._at.get(key.address) == 1
+                return op if key in self.servers and self.owns(key) and not last else None
+            case AddVip(address, source):
+                claimed = (f"{sets.VIP}{6 if ':' in address else 4}", (address,)) in self.elements
+                return op if claimed and address in self._at and self.vips.get(address) != source else None
+            case DeleteVip(address):
+                return op if address in self.vips else None
+            case CutFlows():
+                return op
+
+    def apply(self, op: Op) -> None:
+        """Note that `op`, as permitted, succeeded."""
+        match op:
+            case ChangeElements(add, delete):
+                for element in delete:
+                    self._drop_element(element)
+                for element in add:
+                    self._put_element(element)
+            case AddRealServer(server, key, config) | EditRealServer(server, key, config):
+                self._set_real_server(server, key, config)
+            case DeleteRealServer(server, key):
+                del self.servers[server].real_servers[key]
+            case AddVirtualServer(key, config):
+                self.put_server(key, ActualVirtualServer(config, {}))
+            case EditVirtualServer(key, config):
+                self._edit_server(key, config)
+            case DeleteVirtualServer(key):
+                self.put_server(key, None)
+                self.adopted.discard(key)
+            case AddVip(address, source):
+                self.vips[address] = source
+            case DeleteVip(address):
+                del self.vips[address]
+            case CutFlows():
+                pass
+
+    def _permit_elements(self, op: ChangeElements) -> ChangeElements | None:
+        add = tuple(e for e in op.add if self.elements.get((e.set, e.key)) != e)
+        replaced = tuple(old for e in add if (old := self.elements.get((e.set, e.key))) is not None)
+        added = {(e.set, e.key) for e in op.add}
+        released: dict[str, int] = {}
+        delete = list(replaced)
+        for e in op.delete:
+            if (e.set, e.key) in added or self.elements.get((e.set, e.key)) != e:
+                continue
+            if not self._held(e, released):
+                delete.append(e)
+        return ChangeElements(add, tuple(delete)) if add or delete else None
+
+    def _held(self, element: Element, released: dict[str, int]) -> bool:
+        """Whether something in the kernel still rests on this element."""
+        name = element.set[:-1]
+        if name == sets.SERVICE:
+            return self._server_of(element) in self.servers
+        if name == sets.VIP:
+            return element.key[0] in self.vips
+        if name == sets.MARK:
+            family: Family = 6 if element.set[-1] == "6" else 4
+            server = VirtualServerKey(family, None, "", 0, int(element.value, 16))
+            left = self._marks.get(element.value, 0) - released.get(element.value, 0)
+            if left == 1 and server in self.servers:
+                return True
+            released[element.value] = released.get(element.value, 0) + 1
+        return False
+
+    @staticmethod
+    def _server_of(element: Element) -> VirtualServerKey:
+        address, protocol, port = element.key
+        return VirtualServerKey(6 if ":" in address else 4, sets.PROTOCOL_OF[protocol], address, int(port))
+
+    def _put_element(self, element: Element) -> None:
+        self.elements[(element.set, element.key)] = element
+        if element.set[:-1] == sets.MARK:
+            self._marks[element.value] = self._marks.get(element.value, 0) + 1
+
+    def _drop_element(self, element: Element) -> None:
+        if self.elements.get((element.set, element.key)) == element:
+            del self.elements[(element.set, element.key)]
+            if element.set[:-1] == sets.MARK:
+                self._marks[element.value] -= 1
+                if not self._marks[element.value]:
+                    del self._marks[element.value]
+
+    def _set_real_server(self, server: VirtualServerKey, key: RealServerKey, config: RealServerConfig) -> None:
+        there = self._fresh.get(config)
+        if there is None:
+            there = self._fresh[config] = ActualRealServer(config)
+        self.servers[server].real_servers[key] = there
+
+    def _edit_server(self, key: VirtualServerKey, config: VirtualServerConfig) -> None:
+        old = self.servers[key]
+        self.servers[key] = ActualVirtualServer(config, old.real_servers, old.traffic)
