@@ -2,7 +2,7 @@
 
     python -m tools.helm            prints the path of helm, fetching it first where it is missing
 
-Kept outside the tree, under `${XDG_CACHE_HOME:-~/.cache}/kube-ipvs-dns/`. Neither tool is in Debian 12. x86-64 only, as the package is.
+Kept outside the tree, under `${XDG_CACHE_HOME:-~/.cache}/kube-ipvs-dns/`; Debian 12 has neither. x86-64 only.
 """
 
 from __future__ import annotations
@@ -65,4 +65,4 @@ def fetch() -> dict[str, Path]:
 
 
 if __name__ == "__main__":
-    print(fetch()["helm"])  # noqa: T201
+    print(fetch()["helm"])
