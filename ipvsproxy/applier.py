@@ -108,15 +108,15 @@ class Applier:
         except DataplaneError as error:  # the whole call failed: nothing is known of any of them
             results = [type(error)(op, error.errno, error.detail) for op in permitted]
         failed: list[DataplaneError] = []
-        for op, error in zip(permitted, results, strict=True):
-            if error is None or (isinstance(error, NotFound) and isinstance(op, _DELETES)):
+        for op, result in zip(permitted, results, strict=True):
+            if result is None or (isinstance(result, NotFound) and isinstance(op, _DELETES)):
                 self._count(type(op).__name__, "done")
                 continue
             self._count(type(op).__name__, "failed")
             self._doubt(op)
             # Somebody else added it: after reading again the next diff finds it there, which is no failure of ours.
-            if not isinstance(error, AlreadyExists) or isinstance(op, ChangeElements):
-                failed.append(error)
+            if not isinstance(result, AlreadyExists) or isinstance(op, ChangeElements):
+                failed.append(result)
         if self.doubtful or self.doubtful_vips or self.doubtful_elements:
             await self.reread()
         return failed
