@@ -56,6 +56,9 @@ OBJECT_SKIPPED = "kubecore.object.skipped"
 # -- kubecore: watch
 
 # -- kubecore: operations server
+OPS_LISTENER_OPENED = "kubecore.ops_listener.opened"
+OPS_LISTENER_CLOSED = "kubecore.ops_listener.closed"
+OPS_LISTENER_REFUSED = "kubecore.ops_listener.refused"
 
 # -- ipvsproxy: kernel edges
 
