@@ -5,7 +5,7 @@ Every operation carries its whole meaning; repeating one is harmless or raises A
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol as Interface
 
 import msgspec
@@ -13,6 +13,8 @@ import msgspec
 from ipvsproxy.model import (
     ActualVirtualServer,
     Element,
+    InterfaceAddress,
+    Link,
     RealServerConfig,
     RealServerCounters,
     RealServerKey,
@@ -66,9 +68,10 @@ class DeleteRealServer(msgspec.Struct, frozen=True, gc=False):
 
 
 class AddVip(msgspec.Struct, frozen=True, gc=False):
-    """Local route to `address` on kube-ipvs0, protocol 87, in table local; AlreadyExists if it is there.
+    """Local route to `address` on kube-ipvs0, protocol 87, in table local; one of ours with another source is replaced.
 
     `source` is the node's address that the host's own connections to the VIP leave with; empty: the kernel chooses.
+    Never disturbs a route that is not ours (another metric), so an address that kube-proxy left may stand beside it.
     """
 
     address: str
@@ -76,7 +79,7 @@ class AddVip(msgspec.Struct, frozen=True, gc=False):
 
 
 class DeleteVip(msgspec.Struct, frozen=True, gc=False):
-    """Remove that route (and, where kube-proxy left one, the address on kube-ipvs0); NotFound if there is none."""
+    """Remove that route; NotFound if there is none. An address on the device is `DataPlane.release_addresses`'."""
 
     address: str
 
@@ -140,6 +143,17 @@ class Interrupted(DataplaneError):  # noqa: N818
     """The dump was changed under our hands (NLM_F_DUMP_INTR) or timed out: ask again."""
 
 
+class HostNetwork(msgspec.Struct, frozen=True, gc=False):
+    """What a NodeView needs from the kernel. Equal networks mean that nothing of it changed."""
+
+    addresses: tuple[InterfaceAddress, ...] = ()
+    """Of every interface that is up, the loopback's and kube-ipvs0's too, sorted; IPv6 ones still in duplicate
+    detection or failed are left out."""
+    links: tuple[Link, ...] = ()
+    gateways: frozenset[str] = frozenset()
+    """Next hops of the routes of every table but local."""
+
+
 class DataPlane(Interface):
     """A kernel, or a fake that is as strict. Both pass tests/contract/test_dataplane.py.
 
@@ -190,6 +204,36 @@ class DataPlane(Interface):
         """
         ...
 
+    async def load_table(self, script: str) -> None:
+        """Run an nft script, in one transaction: how our table is made and remade.
+
+        Raises: DataplaneError with nft's words; then nothing of it was done.
+        """
+        ...
+
+    async def read_host(self) -> HostNetwork:
+        """Addresses, links and gateways of this network namespace."""
+        ...
+
+    async def release_addresses(self, addresses: Iterable[str]) -> None:
+        """Delete these addresses from kube-ipvs0; the routes of ours that are there stay, without a gap.
+
+        Call it once the routes for those still wanted stand. One that is not there is none too many.
+        """
+        ...
+
+    async def remove_table(self) -> None:
+        """Delete our nftables table; harmless if there is none. For `cleanup`."""
+        ...
+
+    async def remove_device(self) -> None:
+        """Delete kube-ipvs0 with every route and address on it; harmless if there is none. For `cleanup`."""
+        ...
+
     def changes(self) -> AsyncIterator[str]:
-        """Yields what changed outside our hands: "address", "link", "route" (ours), "nft" (our table). Coalesced."""
+        """Yields what changed outside our hands, each name once however often it happened since last asked for.
+
+        "address": addresses or default routes of the node; "link": its interfaces; "route": VIP routes of ours;
+        "nft": our table. All of them where the kernel dropped notices: read everything again.
+        """
         ...
