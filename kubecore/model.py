@@ -119,10 +119,13 @@ class Service(msgspec.Struct, frozen=True, gc=False):
     """ClientIP session affinity; 0: none."""
     health_check_node_port: int = 0
     publish_not_ready: bool = False
+    traffic_distribution: str = ""
+    """`PreferSameZone` (also `PreferClose`), `PreferSameNode`; it acts through the hints of slices, so that only their
+    derivation from Pods reads it."""
     labels: tuple[tuple[str, str], ...] = ()
     """Sorted pairs."""
     annotations: tuple[tuple[str, str], ...] = ()
-    """Sorted pairs; only those whose prefix is in `decode.KEPT_ANNOTATIONS`."""
+    """Sorted pairs; only those whose prefix is in `convert.KEPT_ANNOTATIONS`."""
 
     @property
     def key(self) -> ObjectKey:
@@ -183,6 +186,34 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     def service_key(self) -> ObjectKey:
         """The Service it belongs to."""
         return ObjectKey(self.namespace, self.service)
+
+
+class EndpointsSubset(msgspec.Struct, frozen=True, gc=False):
+    """One entry of `Endpoints.subsets`: every endpoint listens on every port."""
+
+    ports: tuple[EndpointPort, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    """One address each, `addresses` before `notReadyAddresses`; both families may occur."""
+
+
+class Endpoints(msgspec.Struct, frozen=True, gc=False):
+    """A v1 Endpoints object. Not watched: manifests may hold it, and slices are mirrored from it (KEP-752)."""
+
+    namespace: str
+    name: str
+    """The Service's name."""
+    subsets: tuple[EndpointsSubset, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    """Sorted pairs."""
+    trigger_s: float = 0.0
+    """As in EndpointSlice."""
+    leader_record: bool = False
+    """It holds a leader election, not endpoints."""
+
+    @property
+    def key(self) -> ObjectKey:
+        """Identity; equals that of its Service."""
+        return ObjectKey(self.namespace, self.name)
 
 
 class Node(msgspec.Struct, frozen=True, gc=False):
