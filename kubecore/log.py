@@ -54,6 +54,16 @@ PROCESS_STOPPED = "process.daemon.stopped"
 OBJECT_SKIPPED = "kubecore.object.skipped"
 
 # -- kubecore: watch
+WATCH_LIST_COMPLETED = "watch.list.completed"
+WATCH_VERSION_EXPIRED = "watch.version.expired"
+WATCH_STREAM_STALLED = "watch.stream.stalled"
+WATCH_STREAMING_LIST_REFUSED = "watch.streaming_list.refused"
+WATCH_REQUEST_FAILED = "watch.request.failed"
+WATCH_REQUEST_DENIED = "watch.request.denied"
+WATCH_RESOURCE_MISSED = "watch.resource.missed"
+WATCH_CONNECTION_RESTORED = "watch.connection.restored"
+API_ACCESS_LOADED = "api.access.loaded"
+API_CREDENTIALS_FAILED = "api.credentials.failed"
 
 # -- kubecore: operations server
 OPS_LISTENER_OPENED = "kubecore.ops_listener.opened"

@@ -1,8 +1,8 @@
 """The asyncio shell around ClusterState: sources write events in, one reader waits for changes and takes them out.
 
-Knows: when to wake whom, and how long ago each resource gave its last proof of life. Must not know: where events come from
-or what a change means. Written by the sources (`reflector`, `files`), read by each daemon's main loop and the operations server.
-Not thread-safe: everything happens in one event loop.
+Knows: when to wake whom, and how long ago each resource gave its last proof of life. Must not know: where events come
+from or what a change means. Written by the sources (`reflector`, `files`), read by each daemon's main loop and the
+operations server. Not thread-safe: everything happens in one event loop.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ class Source(Protocol):
     async def run(self, store: Store) -> None:
         """Feed `store` until cancelled.
 
-        Order: for each resource it knows, `ListStarted`, the objects, `Listed`, then changes; a new list may begin at any time.
-        Failures are retried and logged inside; the only way out is cancellation, and then nothing is left running.
+        Order: for each resource it knows, `ListStarted`, the objects, `Listed`, then changes; a new list may begin at
+        any time. Failures are retried and logged inside; the only way out is cancellation, and then nothing is left
+        running.
         """
 
 
@@ -83,13 +84,13 @@ class Store:
             self.apply(event)
 
     def note_alive(self, resource: Resource) -> None:
-        """Record that the source of `resource` was just heard from: bytes of a watch (bookmarks too), or a scan of the files."""
+        """Record a proof of life of `resource`'s source: bytes of a watch (bookmarks too), or a scan of the files."""
         self._alive_s[resource] = self._clock()
 
     # -- the reading side
 
     def take_changes(self) -> Changes:
-        """What differs from the previous call; false when nothing does. There is one reader: changes are handed out once."""
+        """What differs from the previous call; false when nothing does. Changes are handed out once, to one reader."""
         self._changed.clear()
         return self.state.take_changes()
 
