@@ -38,8 +38,8 @@ class MalformedBody(ValueError):  # noqa: N818 - names what is malformed
 class Skipped(msgspec.Struct, frozen=True, gc=False):
     """Something that was left out: a whole object, or the part `field` of it if `whole` is False."""
 
-    resource: Resource | None
-    """None for the old Endpoints."""
+    resource: Resource
+    """That of slices for the old Endpoints, which are mirrored to slices."""
     key: ObjectKey | None
     """None where not even a name could be read."""
     field: str
@@ -135,7 +135,7 @@ class _Codec(Generic[W]):
         shape: type[W],
         converter: Callable[[W, convert.Note], Any],
         *,
-        resource: Resource | None,
+        resource: Resource,
         namespaced: bool,
     ) -> None:
         self.shape = shape
@@ -208,7 +208,7 @@ _CODECS: dict[Resource, _Codec[Any]] = {
         (Resource.SERVICE_CIDRS, wire.ServiceCIDR, convert.service_cidr),
     )
 }
-_ENDPOINTS = _Codec(wire.Endpoints, convert.endpoints, resource=None, namespaced=True)
+_ENDPOINTS = _Codec(wire.Endpoints, convert.endpoints, resource=Resource.ENDPOINT_SLICES, namespaced=True)
 
 
 _RAW_LIST = msgspec.json.Decoder(_ListOf[msgspec.Raw])  # type: ignore[type-var]  # undecoded items
