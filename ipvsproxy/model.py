@@ -149,7 +149,10 @@ class PlannedVirtualServer(msgspec.Struct, frozen=True, gc=False):
     key: VirtualServerKey
     config: VirtualServerConfig
     real_servers: tuple[tuple[RealServerKey, RealServerConfig], ...]
-    """Sorted by key. Endpoints that are wanted get weight >= 1; nothing with weight 0 is ever added new."""
+    """Endpoints that are wanted, with weight >= 1; nothing with weight 0 is ever added new.
+
+    In the order of adding, which differs from node to node so that not every node's round robin begins at the same one.
+    """
     draining: frozenset[RealServerKey] = frozenset()
     """Endpoints that terminate and still serve: not wanted, kept at weight 0 for as long as they are listed here."""
     listed: frozenset[RealServerKey] = frozenset()

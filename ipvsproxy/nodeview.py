@@ -12,6 +12,7 @@ from ipaddress import ip_address
 import msgspec
 
 from ipvsproxy.model import DEVICE, InterfaceAddress, Link
+from kubecore.addresses import family_of
 from kubecore.model import Family, Node
 
 TUNNEL_KINDS = frozenset(
@@ -38,11 +39,6 @@ class NodeView(msgspec.Struct, frozen=True):
     def primary_of(self, family: Family) -> str:
         """The primary address of that family; empty if there is none."""
         return next((a for a in self.primary if family_of(a) == family), "")
-
-
-def family_of(address: str) -> Family:
-    """4 or 6, by the shape of a canonical address or prefix."""
-    return 6 if ":" in address else 4
 
 
 def node_view(

@@ -1,0 +1,112 @@
+"""Who holds what several Services ask for: a virtual server goes to one of them, a route stays while anyone asks.
+
+Knows: the order of precedence. Must not know: how a Service comes to ask. Used by the planner alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, NamedTuple, TypeVar
+
+from ipvsproxy.model import VirtualServerKey
+from ipvsproxy.serviceplan import Entry
+from kubecore.model import ObjectKey
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Claim(NamedTuple):
+    """A Service's wish for a virtual server. The smallest claim holds it.
+
+    What the API server allocated (ClusterIP, node port) outranks what a user wrote (externalIPs, ingress): nobody can
+    take another's ClusterIP (CVE-2020-8554). Then the older Service, then the name decides, so every node agrees.
+    """
+
+    written: bool
+    created_s: float
+    service: ObjectKey
+
+    @classmethod
+    def of(cls, entry: Entry, created_s: float, service: ObjectKey) -> Claim:
+        """The claim that goes with `entry`."""
+        return cls(not entry.allocated, created_s, service)
+
+
+class Claims:
+    """Claims on virtual servers. Contested ones are few, so only those have a list."""
+
+    def __init__(self) -> None:
+        self._held: dict[VirtualServerKey, tuple[Claim, Entry]] = {}
+        self._waiting: dict[VirtualServerKey, dict[ObjectKey, tuple[Claim, Entry]]] = {}
+
+    def holder(self, key: VirtualServerKey) -> ObjectKey | None:
+        """The Service that holds `key`."""
+        held = self._held.get(key)
+        return held[0].service if held else None
+
+    def held(self, key: VirtualServerKey) -> Entry | None:
+        """What the holder wants at `key`."""
+        held = self._held.get(key)
+        return held[1] if held else None
+
+    def put(self, claim: Claim, entry: Entry) -> set[ObjectKey]:
+        """Add or renew a claim; returns the other Services that won or lost by it."""
+        key = entry.server.key
+        held = self._held.get(key)
+        if held is None or held[0].service == claim.service:
+            before = self.take(key, claim.service) if held else set()
+            if key not in self._held:
+                self._held[key] = (claim, entry)
+                return before
+            held = self._held[key]
+        if claim < held[0]:
+            self._waiting.setdefault(key, {}).pop(claim.service, None)
+            self._waiting[key][held[0].service] = held
+            self._held[key] = (claim, entry)
+            return {held[0].service}
+        self._waiting.setdefault(key, {})[claim.service] = (claim, entry)
+        return {held[0].service}
+
+    def take(self, key: VirtualServerKey, service: ObjectKey) -> set[ObjectKey]:
+        """Withdraw a claim; returns the other Services that won by it."""
+        waiting = self._waiting.get(key)
+        held = self._held.get(key)
+        won: set[ObjectKey] = set()
+        if held is not None and held[0].service == service:
+            del self._held[key]
+            if waiting:
+                heir = min(waiting.values(), key=lambda c: c[0])
+                del waiting[heir[0].service]
+                self._held[key] = heir
+                won = {heir[0].service}
+        elif waiting:
+            waiting.pop(service, None)
+        if waiting is not None and not waiting:
+            del self._waiting[key]
+        return won
+
+
+class Counted(Generic[K]):
+    """How many Services ask for something; it is wanted while the count is not 0."""
+
+    def __init__(self) -> None:
+        self._count: dict[K, int] = {}
+
+    def __contains__(self, key: K) -> bool:
+        """Whether anyone asks for it."""
+        return key in self._count
+
+    def add(self, key: K) -> bool:
+        """One more; True if it is the first."""
+        count = self._count.get(key, 0)
+        self._count[key] = count + 1
+        return count == 0
+
+    def drop(self, key: K) -> bool:
+        """One less; True if it was the last."""
+        count = self._count[key] - 1
+        if count:
+            self._count[key] = count
+            return False
+        del self._count[key]
+        return True

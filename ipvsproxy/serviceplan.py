@@ -1,0 +1,379 @@
+"""What one Service needs on this node: its virtual servers, routes, set elements, health check and complaints.
+
+Knows: which addresses a Service answers on, which policy and which endpoints apply to each. Must not know: other Services
+(the planner settles who holds a contested address), what the kernel has, nftables text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import IntFlag
+from ipaddress import ip_address, ip_network
+from typing import NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from ipvsproxy import sets
+from ipvsproxy.marks import Marks, PortIdentity
+from ipvsproxy.model import (
+    Element,
+    HealthCheck,
+    PlannedVirtualServer,
+    Problem,
+    RealServerConfig,
+    RealServerKey,
+    VirtualServerConfig,
+    VirtualServerKey,
+)
+from ipvsproxy.scheduling import schedule, server_config
+from ipvsproxy.sets import Kind
+from ipvsproxy.site import Site, collapsed
+from ipvsproxy.topology import categorise
+from kubecore.addresses import family_of
+from kubecore.endpoints import MergedEndpoint, merge_slices
+from kubecore.model import EndpointSlice, Family, ObjectKey, Port, Service, ServiceType, TrafficPolicy
+
+LABEL_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+LABEL_HEADLESS = "service.kubernetes.io/headless"
+
+_WANTED = RealServerConfig()
+_NONE: frozenset[RealServerKey] = frozenset()
+
+
+class Needs(IntFlag):
+    """What of the node a plan was made from: it is made again when that changes."""
+
+    NOTHING = 0
+    NODE_PORTS = 1
+    """The addresses that carry node ports."""
+    LOCAL = 2
+    """Which prefixes and addresses are the node's: there are endpoints on it."""
+    ZONE = 4
+    """Its zone: there are hints."""
+    ADDRESSES = 8
+    """Which addresses must not be claimed: there are external ones, or one was refused."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """A virtual server that a Service asks for at an address, with the elements that belong to it alone."""
+
+    server: PlannedVirtualServer
+    elements: tuple[Element, ...]
+    """The claim first."""
+    allocated: bool = True
+    """The API server gave this address and port to the Service; False: its author wrote it (externalIPs, ingress)."""
+
+
+class ServicePlan(msgspec.Struct, frozen=True, gc=False):
+    """All that one Service asks for. Equal plans need the same kernel."""
+
+    key: ObjectKey
+    created_s: float
+    entries: tuple[Entry, ...] = ()
+    """By address; in the order of the Service's ports, no address and port twice."""
+    marked: tuple[PlannedVirtualServer, ...] = ()
+    """By firewall mark: the cluster-wide sets of an externalTrafficPolicy Local."""
+    cluster_ips: tuple[str, ...] = ()
+    vips: tuple[str, ...] = ()
+    """Addresses to be routed."""
+    elements: tuple[Element, ...] = ()
+    """Elements that other Services may need too."""
+    health_check: HealthCheck | None = None
+    problems: tuple[Problem, ...] = ()
+    needs: Needs = Needs.NOTHING
+    no_local_internal: bool = False
+    """internalTrafficPolicy Local without an endpoint on this node for some port."""
+    no_local_external: bool = False
+
+
+class _Targets(NamedTuple):
+    """Real servers of one endpoint set."""
+
+    wanted: tuple[tuple[RealServerKey, RealServerConfig], ...]
+    draining: frozenset[RealServerKey]
+    listed: frozenset[RealServerKey]
+
+
+class _Front(NamedTuple):
+    """An address a Service answers on."""
+
+    address: str
+    port: int
+    external: bool
+    allocated: bool
+    ranges: tuple[str, ...] | None
+    """Prefixes that may reach it; None: anyone."""
+
+
+def is_proxied(service: Service) -> bool:
+    """Whether the Service is this proxy's business at all."""
+    if service.headless or not service.cluster_ips or service.type is ServiceType.EXTERNAL_NAME:
+        return False
+    return not any(name == LABEL_PROXY_NAME for name, _ in service.labels)
+
+
+def cluster_ips(service: Service) -> list[tuple[Family, str]]:
+    """The ClusterIP of each family the Service has; without `ipFamilies` the first ClusterIP alone."""
+    if not service.ip_families:
+        return [(family_of(ip), ip) for ip in service.cluster_ips[:1]]
+    return [(f, ip) for f, ip in zip(service.ip_families, service.cluster_ips, strict=False) if family_of(ip) == f]
+
+
+def is_external_local(service: Service) -> bool:
+    """Whether traffic from outside may reach only endpoints on this node."""
+    if service.external_policy is not TrafficPolicy.LOCAL:
+        return False
+    return service.type in {ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER} or bool(service.external_ips)
+
+
+def plan(service: Service, slices: Sequence[EndpointSlice], site: Site, marks: Marks) -> ServicePlan | None:
+    """What `service` needs on this node; None if it is not this proxy's business.
+
+    Args:
+        service: the Service.
+        slices: its EndpointSlices, of any family and order.
+        site: node and settings.
+        marks: where a firewall mark is allocated if externalTrafficPolicy Local needs one.
+    """
+    return _Planning(service, slices, site, marks).result() if is_proxied(service) else None
+
+
+class _Planning:
+    """The steps of `plan`, which share what they collect."""
+
+    def __init__(self, service: Service, slices: Sequence[EndpointSlice], site: Site, marks: Marks) -> None:
+        self.service = service
+        self.site = site
+        self.marks = marks
+        self.problems: list[Problem] = []
+        self.entries: dict[VirtualServerKey, Entry] = {}
+        self.marked: list[PlannedVirtualServer] = []
+        self.vips: dict[str, None] = {}
+        self.shared: dict[Element, None] = {}
+        self.local_ready: dict[Family, set[str]] = {4: set(), 6: set()}
+        self.needs = Needs.NOTHING
+        self.no_local_internal = self.no_local_external = False
+        self.scheduler, self.flags = schedule(service, site, self.problems)
+        self.rotation = crc32(service.name.encode(), site.seed)
+        self.merged = merge_slices(
+            [s for s in slices if not s.labels or not any(name == LABEL_HEADLESS for name, _ in s.labels)],
+        )
+
+    def result(self) -> ServicePlan:
+        service = self.service
+        external_local = is_external_local(service)
+        families = cluster_ips(service)
+        for family, cluster_ip in families:
+            externals = list(self._externals(family))
+            self._claim(cluster_ip, "clusterIP")
+            for port in service.ports:
+                endpoints = self.merged.get((family, port.name, port.protocol), ())
+                fronts = [_Front(cluster_ip, port.port, external=False, allocated=True, ranges=None)]
+                fronts += (f._replace(port=port.port) for f in externals)
+                if port.node_port:
+                    fronts += self._node_ports(family, port)
+                self._plan_port(port, family, endpoints, fronts, external_local=external_local)
+        return ServicePlan(
+            key=service.key,
+            created_s=service.created_s,
+            entries=tuple(self.entries.values()),
+            marked=tuple(self.marked),
+            cluster_ips=tuple(ip for _, ip in families),
+            vips=tuple(self.vips),
+            elements=tuple(self.shared),
+            health_check=self._health_check(external_local=external_local),
+            problems=tuple(dict.fromkeys(self.problems)),
+            needs=self.needs,
+            no_local_internal=self.no_local_internal,
+            no_local_external=self.no_local_external,
+        )
+
+    # -- where the Service answers
+
+    def _externals(self, family: Family) -> Iterator[_Front]:
+        """Ingress addresses before externalIPs: where both name one, the source ranges must hold."""
+        service, additions = self.service, self.site.config.additions
+        if additions.claim_load_balancer_ips:
+            ranges = self._ranges(family) if service.ingress else None
+            for ingress in service.ingress:
+                if ingress.ip and not ingress.ip_mode_proxy and family_of(ingress.ip) == family:
+                    self._claim(ingress.ip, "load balancer IP")
+                    yield _Front(ingress.ip, 0, external=True, allocated=False, ranges=ranges)
+        for address in service.external_ips:
+            if family_of(address) != family:
+                continue
+            if not self._is_allowed(address):
+                message = (
+                    f"externalIP {address} is not within allowExternalIPs of the proxy's configuration: not served"
+                )
+                self.problems.append(Problem(service.key, "ExternalIPNotAllowed", message))
+                continue
+            self._claim(address, "externalIP")
+            yield _Front(address, 0, external=True, allocated=False, ranges=None)
+
+    def _node_ports(self, family: Family, port: Port) -> Iterator[_Front]:
+        self.needs |= Needs.NODE_PORTS
+        covered = self.site.config.additions.source_ranges_cover_node_ports
+        ranges = self._ranges(family) if covered else None
+        for address in self.site.node_ports[family]:
+            yield _Front(address, port.node_port, external=True, allocated=True, ranges=ranges)
+
+    def _ranges(self, family: Family) -> tuple[str, ...] | None:
+        """Prefixes of that family; a /0 among them, or none of the family, means anyone."""
+        own = [r for r in self.service.source_ranges if family_of(r) == family]
+        if not own or any(r.endswith("/0") for r in own):
+            return None
+        return collapsed(own, family)
+
+    def _is_allowed(self, address: str) -> bool:
+        allowed = self.site.config.additions.allow_external_ips
+        if allowed is None:
+            return True
+        ip = ip_address(address)
+        return any(ip in ip_network(c) for c in allowed if family_of(c) == family_of(address))
+
+    def _claim(self, address: str, what: str) -> None:
+        """Route an address here, unless it is a node's or a gateway's: that machine would become unreachable."""
+        site = self.site
+        if what != "clusterIP":
+            self.needs |= Needs.ADDRESSES
+        if address not in site.unclaimable:
+            self.vips[address] = None
+            self.shared[sets.vip(family_of(address), address)] = None
+            return
+        self.needs |= Needs.ADDRESSES
+        if address in site.own:
+            whose = "an address of this node itself"
+        else:
+            whose = "the address of a gateway" if address in site.node.gateways else "another node's address"
+        message = f"{what} {address} is {whose}: its ports are served where packets arrive, the address is not claimed"
+        self.problems.append(Problem(self.service.key, "AddressNotClaimed", message))
+
+    # -- who answers
+
+    def _plan_port(
+        self,
+        port: Port,
+        family: Family,
+        endpoints: Sequence[MergedEndpoint],
+        fronts: list[_Front],
+        *,
+        external_local: bool,
+    ) -> None:
+        site = self.site
+        usable = categorise(endpoints, site.node.name, site.node.zone)
+        if usable.hinted:
+            self.needs |= Needs.ZONE
+        self._note_local(family, endpoints)
+        config = server_config(
+            self.scheduler,
+            self.flags,
+            self.service.affinity_timeout_s,
+            port.protocol,
+            one_packet_udp=site.config.additions.one_packet_udp,
+        )
+        external = len(fronts) > 1
+        internal_local = self.service.internal_policy is TrafficPolicy.LOCAL
+        cluster = local = _Targets((), _NONE, _NONE)
+        if not internal_local or external:
+            cluster = self._targets(endpoints, usable.cluster)
+        if internal_local or (external and external_local):
+            local = self._targets(endpoints, usable.local)
+        lacks_local = usable.exists and not usable.local
+        mark = 0
+        if external and external_local:
+            mark = self._mark(port, family, fronts, cluster, config)
+            self.no_local_external |= lacks_local
+        self.no_local_internal |= internal_local and lacks_local
+        for front in fronts:
+            key = VirtualServerKey(family, port.protocol, front.address, front.port)
+            if key in self.entries:
+                continue  # one address by two ways (ingress and externalIP, say): the first holds
+            is_local = external_local if front.external else internal_local
+            targets = local if is_local else cluster
+            kind = _kind(front, is_local=is_local, lacks_local=lacks_local)
+            server = PlannedVirtualServer(key, config, targets.wanted, targets.draining, targets.listed, port.protocol)
+            self.entries[key] = Entry(server, _elements(key, kind, front, mark), front.allocated)
+
+    def _targets(self, endpoints: Sequence[MergedEndpoint], wanted: Sequence[MergedEndpoint]) -> _Targets:
+        keys = [RealServerKey(e.address, e.port) for e in wanted]
+        if len(keys) > 1:
+            at = self.rotation % len(keys)
+            keys = keys[at:] + keys[:at]
+        pairs = tuple([(key, _WANTED) for key in keys])
+        if len(wanted) == len(endpoints):
+            return _Targets(pairs, _NONE, _NONE)
+        chosen = set(keys)
+        draining, listed = set(), set()
+        for e in endpoints:
+            key = RealServerKey(e.address, e.port)
+            if key not in chosen:
+                (draining if e.serving and e.terminating else listed).add(key)
+        return _Targets(pairs, frozenset(draining) if draining else _NONE, frozenset(listed) if listed else _NONE)
+
+    def _mark(
+        self,
+        port: Port,
+        family: Family,
+        fronts: list[_Front],
+        cluster: _Targets,
+        config: VirtualServerConfig,
+    ) -> int:
+        """Plan the virtual server by firewall mark that serves this node's own sources; returns its mark."""
+        outer = [f for f in fronts if f.external]
+        claims = [
+            (e.set, e.key)
+            for f in outer
+            for e in [sets.mark(VirtualServerKey(family, port.protocol, f.address, f.port), 0)]
+        ]
+        mark = self.marks.of(PortIdentity(self.service.key, port.name, port.protocol, family), claims)
+        key = VirtualServerKey(family, None, "", 0, mark)
+        addresses = tuple(dict.fromkeys((f.address, f.port) for f in outer))
+        self.marked.append(
+            PlannedVirtualServer(
+                key, config, cluster.wanted, cluster.draining, cluster.listed, port.protocol, addresses
+            ),
+        )
+        return mark
+
+    def _note_local(self, family: Family, endpoints: Sequence[MergedEndpoint]) -> None:
+        """Hairpins, health check count and pod prefixes come from the endpoints on this node, in any condition."""
+        name, site = self.site.node.name, self.site
+        for e in endpoints:
+            if e.node_name != name:
+                continue
+            self.needs |= Needs.LOCAL
+            if e.ready:
+                self.local_ready[family].add(e.address)
+            if e.address not in site.own and e.address not in site.node.primary:
+                self.shared[sets.hairpin(family, e.address)] = None
+                prefix = site.pod_prefix(e.address)
+                if prefix is not None:
+                    self.shared[sets.prefix(sets.ON_NODE, family, prefix)] = None
+
+    def _health_check(self, *, external_local: bool) -> HealthCheck | None:
+        service = self.service
+        if service.type is not ServiceType.LOAD_BALANCER or not external_local or not service.health_check_node_port:
+            return None
+        self.shared[sets.health_port(service.health_check_node_port)] = None
+        # A pod of two families has an address of each: the families are counted apart.
+        return HealthCheck(service.key, service.health_check_node_port, max(map(len, self.local_ready.values())))
+
+
+def _kind(front: _Front, *, is_local: bool, lacks_local: bool) -> Kind:
+    if not front.external:
+        return Kind.NO_LOCAL if is_local and lacks_local else Kind.CLUSTER_IP
+    if not is_local:
+        kind = Kind.EXTERNAL
+    else:
+        kind = Kind.EXTERNAL_NO_LOCAL if lacks_local else Kind.EXTERNAL_LOCAL
+    return kind if front.ranges is None else sets.ranged(kind)
+
+
+def _elements(key: VirtualServerKey, kind: Kind, front: _Front, mark: int) -> tuple[Element, ...]:
+    claim = sets.service(key, kind)
+    if not front.external:
+        return (claim,)
+    ranges = [sets.source_range(key, r) for r in front.ranges or ()]
+    return (claim, *([sets.mark(key, mark)] if mark else ()), *ranges)
