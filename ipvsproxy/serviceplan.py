@@ -1,7 +1,7 @@
 """What one Service needs on this node: its virtual servers, routes, set elements, health check and complaints.
 
-Knows: which addresses a Service answers on, which policy and which endpoints apply to each. Must not know: other Services
-(the planner settles who holds a contested address), what the kernel has, nftables text.
+Knows: which addresses a Service answers on, which policy and which endpoints apply to each. Must not know: other
+Services (the planner settles who holds a contested address), what the kernel has, nftables text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ipvsproxy.sets import Kind
 from ipvsproxy.site import Site, collapsed
 from ipvsproxy.topology import categorise
 from kubecore.addresses import family_of
-from kubecore.endpoints import MergedEndpoint, merge_slices
+from kubecore.endpoints import MergedEndpoint, PortKey, merge_slices
 from kubecore.model import EndpointSlice, Family, ObjectKey, Port, Service, ServiceType, TrafficPolicy
 
 LABEL_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -168,7 +168,7 @@ class _Planning:
             externals = list(self._externals(family))
             self._claim(cluster_ip, "clusterIP")
             for port in service.ports:
-                endpoints = self.merged.get((family, port.name, port.protocol), ())
+                endpoints = self.merged.get(PortKey(family, port.name, port.protocol), ())
                 fronts = [_Front(cluster_ip, port.port, external=False, allocated=True, ranges=None)]
                 fronts += (f._replace(port=port.port) for f in externals)
                 if port.node_port:
@@ -305,7 +305,7 @@ class _Planning:
         if len(wanted) == len(endpoints):
             return _Targets(pairs, _NONE, _NONE)
         chosen = set(keys)
-        draining, listed = set(), set()
+        draining, listed = set[RealServerKey](), set[RealServerKey]()
         for e in endpoints:
             key = RealServerKey(e.address, e.port)
             if key not in chosen:
@@ -364,9 +364,8 @@ class _Planning:
 def _kind(front: _Front, *, is_local: bool, lacks_local: bool) -> Kind:
     if not front.external:
         return Kind.NO_LOCAL if is_local and lacks_local else Kind.CLUSTER_IP
-    if not is_local:
-        kind = Kind.EXTERNAL
-    else:
+    kind = Kind.EXTERNAL
+    if is_local:
         kind = Kind.EXTERNAL_NO_LOCAL if lacks_local else Kind.EXTERNAL_LOCAL
     return kind if front.ranges is None else sets.ranged(kind)
 
