@@ -31,7 +31,7 @@ from ipvsproxy.sets import Kind
 from ipvsproxy.site import Site, collapsed
 from ipvsproxy.topology import categorise
 from kubecore.addresses import family_of
-from kubecore.endpoints import MergedEndpoint, PortKey, merge_slices
+from kubecore.endpoints import MergedEndpoint, merge_slices
 from kubecore.model import EndpointSlice, Family, ObjectKey, Port, Service, ServiceType, TrafficPolicy
 
 LABEL_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -168,7 +168,7 @@ class _Planning:
             externals = list(self._externals(family))
             self._claim(cluster_ip, "clusterIP")
             for port in service.ports:
-                endpoints = self.merged.get(PortKey(family, port.name, port.protocol), ())
+                endpoints = self.merged.get((family, port.name, port.protocol), ())
                 fronts = [_Front(cluster_ip, port.port, external=False, allocated=True, ranges=None)]
                 fronts += (f._replace(port=port.port) for f in externals)
                 if port.node_port:
