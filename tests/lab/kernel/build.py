@@ -88,7 +88,7 @@ def build(*, jobs: int | None = None, verbose: bool = True) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(target.with_suffix(".lock"), verbose=verbose):
+    with _exclusive(target.with_name(f"{target.name}.lock"), verbose=verbose):
         if not target.exists():
             _build_into(source, target, jobs or os.cpu_count() or 1, verbose=verbose)
     return target
