@@ -15,7 +15,6 @@ import msgspec
 
 from kubecore.model import EndpointSlice, Family, Protocol
 
-
 PortKey = tuple[Family, str, Protocol]
 """What a service port's endpoints are found by; the name of the unnamed port is empty."""
 
