@@ -90,13 +90,6 @@ class ProxyMetrics:
         self.draining = Gauge(
             "ipvsproxy_draining_real_servers", "Real servers at weight 0 that still have connections", registry=registry
         )
-        self.virtual_servers = Gauge(
-            "ipvsproxy_virtual_servers", "Virtual servers of ours in the kernel", family, registry=registry
-        )
-        self.real_servers = Gauge(
-            "ipvsproxy_real_servers", "Real servers of ours in the kernel", family, registry=registry
-        )
-        self.vips = Gauge("ipvsproxy_vips", "Addresses routed to this node's IPVS", family, registry=registry)
         self.audits = Counter(
             "ipvsproxy_audits", "Comparisons with the kernel, by what they found", ["result"], registry=registry
         )
@@ -129,6 +122,38 @@ class ProxyMetrics:
         """A change arrived."""
         for label in self._families:
             self.last_queued.labels(label).set(now_s)
+
+
+class TableCollector(Collector):
+    """How much of ours is in the kernel, counted at scrape time: counting at every change would cost O(all).
+
+    Args:
+        read: virtual servers, real servers and VIPs by family.
+    """
+
+    def __init__(self, read: Callable[[], dict[Family, tuple[int, int, int]]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterator[Metric]:
+        """Names only."""
+        yield from self._families()
+
+    def collect(self) -> Iterator[Metric]:
+        """Three gauges a family."""
+        families = self._families()
+        for family, counts in self._read().items():
+            for metric, count in zip(families, counts, strict=True):
+                metric.add_metric([f"IPv{family}"], count)
+        yield from families
+
+    @staticmethod
+    def _families() -> list[GaugeMetricFamily]:
+        labels = ["ip_family"]
+        return [
+            GaugeMetricFamily("ipvsproxy_virtual_servers", "Virtual servers of ours in the kernel", labels=labels),
+            GaugeMetricFamily("ipvsproxy_real_servers", "Real servers of ours in the kernel", labels=labels),
+            GaugeMetricFamily("ipvsproxy_vips", "Addresses routed to this node's IPVS", labels=labels),
+        ]
 
 
 class VirtualServerCollector(Collector):

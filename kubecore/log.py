@@ -63,7 +63,7 @@ WATCH_REQUEST_DENIED = "watch.request.denied"
 WATCH_RESOURCE_MISSED = "watch.resource.missed"
 WATCH_CONNECTION_RESTORED = "watch.connection.restored"
 API_ACCESS_LOADED = "api.access.loaded"
-API_CREDENTIALS_FAILED = "api.credentials.failed"
+API_TRANSPORT_REPLACED = "api.transport.replaced"
 
 # -- kubecore: operations server
 OPS_LISTENER_OPENED = "kubecore.ops_listener.opened"
@@ -73,6 +73,13 @@ OPS_LISTENER_REFUSED = "kubecore.ops_listener.refused"
 # -- ipvsproxy: kernel edges
 
 # -- ipvsproxy: reconciler, health
+RECONCILE_STARTED = "ipvsproxy.reconciler.started"
+RECONCILE_FAILED = "ipvsproxy.operation.failed"
+PLAN_FAILED = "ipvsproxy.service.not_planned"
+DRIFT_FOUND = "ipvsproxy.drift.found"
+DRIFT_REPAIRED = "ipvsproxy.drift.repaired"
+NODE_CHANGED = "ipvsproxy.node.changed"
+KUBE_PROXY_TAKEN_OVER = "ipvsproxy.kube_proxy.taken_over"
 EVENT_RECORDED = "ipvsproxy.event.recorded"
 EVENT_DROPPED = "ipvsproxy.event.dropped"
 EVENT_REFUSED = "ipvsproxy.event.refused"

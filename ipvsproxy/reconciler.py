@@ -1,0 +1,635 @@
+"""The loop that keeps this node's kernel in step with the cluster.
+
+Knows: when to plan, diff, apply, drain, audit and retry, and in which portions so that nothing waits long. Must not
+know: policy (planner), order (diff), preconditions (picture), netlink (the data plane behind its interface).
+
+Everything it holds can be lost: at start it reads the kernel, adopts what is ours, and goes on from there. It never
+flushes, and stopping it changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol as Interface
+from typing import TypeVar
+
+import structlog
+
+from ipvsproxy import nftables
+from ipvsproxy.applier import Applier, describe
+from ipvsproxy.config import Config
+from ipvsproxy.dataplane import (
+    ChangeElements,
+    DataPlane,
+    DataplaneError,
+    DeleteRealServer,
+    HostNetwork,
+    Interrupted,
+    NotFound,
+    Op,
+)
+from ipvsproxy.diff import diff
+from ipvsproxy.draining import Draining, leaving
+from ipvsproxy.health import ProxyHealth
+from ipvsproxy.healthserver import ServiceHealthServers
+from ipvsproxy.metrics import ProxyMetrics
+from ipvsproxy.model import ActualVirtualServer, Delta, Problem, Scheduler, VirtualServerKey
+from ipvsproxy.nodeview import NodeView, node_view
+from ipvsproxy.picture import Picture
+from ipvsproxy.planner import Planner, in_order, priority
+from ipvsproxy.site import FAMILIES
+from kubecore import log
+from kubecore.addresses import family_of
+from kubecore.backoff import Backoff
+from kubecore.model import Family, Node, ObjectKey, Resource
+from kubecore.store import Store
+
+PORTION = 250
+"""Services planned and applied before the store is looked at again: what a newcomer waits for behind a burst."""
+START_PORTION = 2000
+"""The same at start, when nobody waits for a single change and large transactions are cheaper."""
+AUDIT_PORTION = 100
+"""Virtual servers read back in one slice of the audit; between slices changes go first."""
+NODE_PORT_RANGE = range(30000, 32768)
+"""kube-apiserver's default --service-node-port-range; tells kube-proxy's node port servers from foreign ones."""
+
+_log = structlog.get_logger()
+_T = TypeVar("_T")
+
+
+class Clock(Interface):
+    """Both kinds of time, so that tests can turn them."""
+
+    def monotonic(self) -> float:
+        """Seconds that only grow."""
+        ...
+
+    def time(self) -> float:
+        """Unix seconds."""
+        ...
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What the loop tells the world, besides the kernel."""
+
+    metrics: ProxyMetrics
+    health: ProxyHealth
+    report: Callable[[ObjectKey, Problem], None]
+    """Told each problem of a Service once."""
+    health_servers: ServiceHealthServers
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Services to be planned: newcomers first, so that a burst does not hold up a single change."""
+
+    fresh: dict[ObjectKey, None] = field(default_factory=dict)
+    backlog: dict[ObjectKey, None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.fresh or self.backlog)
+
+    def add(self, services: Iterable[ObjectKey], limit: int) -> None:
+        """Put newcomers in front; a crowd of more than `limit` goes behind, where only what is left waits."""
+        new = dict.fromkeys(services)
+        if len(new) > limit:
+            self.backlog |= new
+        else:
+            self.fresh |= new
+
+    def take(self, limit: int) -> list[ObjectKey]:
+        """The next services; each once, with its newest state whichever queue it was in."""
+        taken: list[ObjectKey] = []
+        for queue in (self.fresh, self.backlog):
+            while queue and len(taken) < limit:
+                key = next(iter(queue))
+                del queue[key]
+                taken.append(key)
+        for key in taken:
+            self.fresh.pop(key, None)
+            self.backlog.pop(key, None)
+        return taken
+
+
+class Reconciler:
+    """Keeps the kernel in step until cancelled.
+
+    Args:
+        store: the cluster; both lists must come from a running source.
+        dataplane: the kernel.
+        config: settings.
+        node_name: this node.
+        schedulers: those this kernel has.
+        around: metrics, health, events, health check servers.
+        clock: the `time` module, or a test's.
+        rng: jitter of retries.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        dataplane: DataPlane,
+        config: Config,
+        node_name: str,
+        schedulers: frozenset[Scheduler],
+        around: Surroundings,
+        clock: Clock,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._store = store
+        self._dataplane = dataplane
+        self._config = config
+        self._node_name = node_name
+        self._schedulers = schedulers
+        self._around = around
+        self._clock = clock
+        self._started_s = clock.time()
+        additions = config.additions
+        self._draining = Draining(additions.drain_grace_s, additions.drain_poll_s)
+        self._backoff = Backoff((rng or random.Random()).uniform, first_s=0.5, cap_s=30.0)  # noqa: S311 - jitter
+        self._retry_at_s: float | None = None
+        self._audit_at_s: float | None = None
+        self._pending = _Pending()
+        self._kernel_news: set[str] = set()
+        self._wake = asyncio.Event()
+        self._host = HostNetwork()
+        self._problems: dict[ObjectKey, frozenset[Problem]] = {}
+        self._no_local: dict[str, set[ObjectKey]] = {"internal": set(), "external": set()}
+        self._legacy: set[str] = set()
+        self._planner: Planner
+        self._applier: Applier
+        self.in_step = asyncio.Event()
+        """Set while the kernel has everything that was told; a test (and the start-up log line) waits for it."""
+
+    # -- reading, for metrics
+
+    @property
+    def picture(self) -> Picture | None:
+        """What is known of the kernel; None before the start."""
+        return self._applier.picture if hasattr(self, "_applier") else None
+
+    @property
+    def draining(self) -> Draining:
+        """The real servers that drain."""
+        return self._draining
+
+    def owned(self) -> list[tuple[VirtualServerKey, str, ActualVirtualServer]]:
+        """Virtual servers of ours with the names of their Services."""
+        if self.picture is None:
+            return []
+        rows = []
+        for key in self.picture.owned():
+            service = self._planner.services_of(key)
+            rows.append((key, str(service) if service else "", self.picture.servers[key]))
+        return rows
+
+    def table_sizes(self) -> dict[Family, tuple[int, int, int]]:
+        """Virtual servers, real servers and VIPs of ours in the kernel, by family."""
+        sizes: dict[Family, tuple[int, int, int]] = {}
+        picture = self.picture
+        for family in FAMILIES if picture is not None else ():
+            assert picture is not None  # noqa: S101 - the line above
+            owned = [k for k in picture.servers if k.family == family and picture.owns(k)]
+            reals = sum(len(picture.servers[k].real_servers) for k in owned)
+            sizes[family] = (len(owned), reals, sum(1 for v in picture.vips if family_of(v) == family))
+        return sizes
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Wait for both lists, adopt the kernel, then keep it in step until cancelled."""
+        await self._store.wait_listed(Resource.SERVICES, Resource.ENDPOINT_SLICES)
+        watcher = asyncio.create_task(self._watch_kernel())
+        try:
+            await self._until_it_works(self._start)
+            while True:
+                await self._wait()
+                try:
+                    await self._turn()
+                except DataplaneError as error:
+                    # A read failed, so nothing is known of what it was for: look at everything again when it is time.
+                    self._kernel_news |= {"address", "link", "route", "nft"}
+                    self._conclude([error], None)
+                    await asyncio.sleep(1.0)
+        finally:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+            await self._around.health_servers.close()
+
+    async def _until_it_works(self, step: Callable[[], object]) -> None:
+        """Repeat the start with back-off: a kernel that refuses now may serve in a moment (a module being loaded)."""
+        while True:
+            try:
+                await step()  # type: ignore[misc]  # a coroutine function without result
+            except DataplaneError as error:
+                self._around.health.degraded["kernel"] = describe(error)
+                wait_s = self._backoff.next_s()
+                _log.warning(log.RECONCILE_FAILED, error=describe(error), retry_s=round(wait_s, 1))
+                await asyncio.sleep(wait_s)
+            else:
+                self._around.health.degraded.pop("kernel", None)
+                self._backoff.reset()
+                return
+
+    async def _watch_kernel(self) -> None:
+        async for news in self._dataplane.changes():
+            self._kernel_news.add(news)
+            self._wake.set()
+
+    async def _wait(self) -> None:
+        """Until there is something to do, or a deadline passes."""
+        if self._pending:
+            return
+        deadlines = [self._retry_at_s, self._audit_at_s, self._draining.next_deadline_s()]
+        soonest_s = min((d for d in deadlines if d is not None), default=None)
+        timeout_s = None if soonest_s is None else max(0.0, soonest_s - self._clock.monotonic())
+        waiters = [
+            asyncio.create_task(self._store.wait_changed()),
+            asyncio.create_task(self._wake.wait()),
+        ]
+        try:
+            await asyncio.wait(waiters, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiter in waiters:
+                waiter.cancel()
+            await asyncio.gather(*waiters, return_exceptions=True)
+
+    async def _turn(self) -> None:
+        """Everything that is due, changes first."""
+        started_s = self._clock.monotonic()
+        failures: list[DataplaneError] = []
+        worked = await self._take_changes(failures)
+        while self._pending:
+            worked = True
+            failures += await self._portion(PORTION)
+            await self._take_changes(failures)
+        now_s = self._clock.monotonic()
+        failures += await self._drain(now_s)
+        if self._retry_at_s is not None and now_s >= self._retry_at_s:
+            worked = True
+            failures += await self._repair("retry")
+        if self._audit_at_s is not None and now_s >= self._audit_at_s:
+            failures += await self._audit()
+            self._plan_audit()
+        self._conclude(failures, self._clock.monotonic() - started_s if worked else None)
+        if worked and self._config.ipvs.min_sync_period_s:
+            await asyncio.sleep(self._config.ipvs.min_sync_period_s)
+
+    # -- start
+
+    async def _start(self) -> None:
+        dataplane = self._dataplane
+        started_s = self._clock.monotonic()
+        self._host = await dataplane.read_host()
+        servers = await self._patiently(dataplane.dump_virtual_servers)
+        vips = await dataplane.dump_vips()
+        elements = await dataplane.dump_elements() or set()
+        self._legacy = await dataplane.dump_device_addresses()
+        adopted = self._left_by_kube_proxy(servers, has_table=bool(elements))
+        picture = Picture(servers, vips, elements, adopted)
+        self._applier = Applier(dataplane, picture, self._count)
+        self._store.take_changes()  # everything is planned below
+        self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements))
+        await self._load_table()
+        state = self._store.state
+        # The API server and DNS come first and alone: a node without them cannot even start its pods.
+        services = in_order(state, state.services)
+        urgent = [key for key in services if priority(state.services[key]) < 2]
+        failures: list[DataplaneError] = []
+        for portion in (urgent, *_portions(services[len(urgent) :], START_PORTION)):
+            failures += await self._program(portion)
+        # Only now, with everything planned, is it known what is not wanted any more.
+        failures += await self._repair("start")
+        if self._legacy and not failures:
+            await dataplane.release_addresses(self._legacy)
+            _log.info(log.KUBE_PROXY_TAKEN_OVER, addresses=len(self._legacy), virtual_servers=len(adopted))
+            self._legacy = set()
+        self._plan_audit()
+        self._conclude(failures, self._clock.monotonic() - started_s)
+        _log.info(
+            log.RECONCILE_STARTED,
+            services=len(services),
+            virtual_servers=len(self._planner.desired.virtual_servers),
+            found=len(servers),
+            seconds=round(self._clock.monotonic() - started_s, 3),
+        )
+
+    def _left_by_kube_proxy(self, servers: Iterable[VirtualServerKey], *, has_table: bool) -> set[VirtualServerKey]:
+        """Virtual servers of kube-proxy's IPVS mode: at addresses on its device, and node ports beside them.
+
+        Only a node with addresses on kube-ipvs0 has had a kube-proxy in IPVS mode; once our own table is there, the
+        table alone says what is ours.
+        """
+        if not self._legacy or has_table:
+            return set()
+        own = {a.address for a in self._host.addresses}
+        return {
+            key
+            for key in servers
+            if key.address in self._legacy or (key.address in own and key.port in NODE_PORT_RANGE)
+        }
+
+    async def _patiently(self, dump: Callable[[], object]) -> dict[VirtualServerKey, ActualVirtualServer]:
+        """A dump that is interrupted by somebody's changes is asked for again, a few times."""
+        for attempt in range(5):
+            try:
+                return await dump()  # type: ignore[misc,no-any-return]
+            except Interrupted:
+                if attempt == 4:
+                    raise
+                await asyncio.sleep(0.05 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    async def _load_table(self) -> None:
+        """Make our table as this version and configuration want it, with every element that is known, at once."""
+        await self._dataplane.load_table(
+            nftables.load(self._config, self._applier.picture.elements.values()),
+        )
+
+    # -- changes
+
+    async def _take_changes(self, failures: list[DataplaneError]) -> bool:
+        """Move what the store and the kernel report into `_pending`; True if there was anything."""
+        changes = self._store.take_changes()
+        news, self._kernel_news = self._kernel_news, set()
+        self._wake.clear()
+        if not changes and not news:
+            return False
+        if changes.services:
+            self._around.metrics.queued(self._clock.time())
+            self._around.health.queued(self._clock.time())
+            self.in_step.clear()
+            self._around.metrics.service_changes.inc(len(changes.services))
+            self._pending.add(in_order(self._store.state, changes.services), PORTION)
+            self._around.metrics.service_changes_pending.set(
+                len(self._pending.fresh) + len(self._pending.backlog),
+            )
+        if news & {"address", "link"}:
+            self._host = await self._dataplane.read_host()
+        if changes.nodes or news & {"address", "link"}:
+            failures += await self._node_changed()
+        if news & {"route", "nft"}:
+            failures += await self._look_again(news)
+        return True
+
+    async def _portion(self, limit: int) -> list[DataplaneError]:
+        return await self._program(self._pending.take(limit))
+
+    async def _program(self, services: list[ObjectKey]) -> list[DataplaneError]:
+        """Plan, diff and apply some Services."""
+        if not services:
+            return []
+        failures: list[DataplaneError] = []
+        for delta in self._plan(services):
+            failures += await self._apply_delta(delta)
+        self._measure_programming(services)
+        # A long list must not hold the loop: probes and the watch go on in between.
+        await asyncio.sleep(0)
+        return failures
+
+    def _plan(self, services: list[ObjectKey]) -> Iterable[Delta]:
+        """Plan together; should planning fail for one Service, plan each alone so that the others are served."""
+        try:
+            return [self._planner.update(self._store.state, services)]
+        except Exception as error:
+            if len(services) == 1:
+                _log.exception(log.PLAN_FAILED, service=str(services[0]))
+                self._around.health.degraded[str(services[0])] = f"cannot be planned: {error}"
+                return []
+            return [delta for service in services for delta in self._plan([service])]
+
+    async def _apply_delta(self, delta: Delta) -> list[DataplaneError]:
+        failures: list[DataplaneError] = []
+        if delta:
+            ops = diff(self._planner.desired, self._applier.picture, delta)
+            failures = await self._applier.apply(ops)
+            self._track(delta.virtual_servers)
+        await self._tell(delta.services)
+        return failures
+
+    def _track(self, servers: Iterable[VirtualServerKey]) -> None:
+        now_s = self._clock.monotonic()
+        for key in servers:
+            stays = leaving(self._planner.desired, self._applier.picture, key)
+            self._draining.track(key, stays, now_s)
+
+    async def _node_changed(self) -> list[DataplaneError]:
+        view = self._view()
+        if view == self._planner.node:
+            return []
+        _log.info(log.NODE_CHANGED, node=self._node_name, primary=view.primary, addresses=len(view.addresses))
+        failures = await self._apply_delta(self._planner.set_node(self._store.state, view))
+        await self._serve_health_checks()
+        return failures
+
+    def _view(self) -> NodeView:
+        nodes = self._store.state.nodes
+        own = nodes.get(ObjectKey("", self._node_name))
+        self._note_node(own)
+        return node_view(
+            self._node_name,
+            own,
+            addresses=self._host.addresses,
+            links=self._host.links,
+            gateways=self._host.gateways,
+            nodes=nodes.values(),
+            bind_address=self._config.bind_address,
+        )
+
+    def _note_node(self, own: Node | None) -> None:
+        health = self._around.health
+        if own is None and health.node_known:
+            # Gone while we run: it is being taken out of the cluster, whatever becomes of its object.
+            health.node_deleting = True
+            return
+        health.node_known = own is not None
+        health.node_deleting = own is not None and own.deleting
+        health.node_taints = own.taints if own is not None else ()
+
+    # -- draining, drift, failures
+
+    async def _drain(self, now_s: float) -> list[DataplaneError]:
+        """Count connections where it is due, and let go who has none left."""
+        ops: list[Op] = []
+        for server in self._draining.due(now_s):
+            try:
+                counters = await self._dataplane.connections(server)
+            except NotFound:
+                counters = {}
+            except DataplaneError as error:
+                _log.warning(log.RECONCILE_FAILED, error=describe(error))
+                continue
+            ops += [DeleteRealServer(server, key) for key in self._draining.counted(server, counters, now_s)]
+        failures = await self._applier.apply(ops) if ops else []
+        self._around.metrics.draining.set(sum(1 for _ in self._draining))
+        return failures
+
+    async def _look_again(self, news: set[str]) -> list[DataplaneError]:
+        """Somebody changed our routes or our table: read them and put them right."""
+        picture = self._applier.picture
+        if "route" in news:
+            vips = await self._dataplane.dump_vips()
+            if vips == picture.vips:
+                news = news - {"route"}
+            picture.vips = vips
+        if "nft" in news:
+            elements = await self._dataplane.dump_elements()
+            known = {e.set: None for e in picture.elements.values()}
+            if elements is None:
+                _log.warning(log.DRIFT_FOUND, what="table", known_sets=len(known))
+                await self._load_table()
+            elif elements == set(picture.elements.values()):
+                news = news - {"nft"}
+            else:
+                self._applier.picture = Picture(picture.servers, picture.vips, elements, picture.adopted)
+        if not news & {"route", "nft"}:
+            return []
+        return await self._repair("drift")
+
+    async def _audit(self) -> list[DataplaneError]:
+        """Compare all that is ours with the kernel, in slices between which changes go first."""
+        failures: list[DataplaneError] = []
+        try:
+            there = dict(await self._dataplane.dump_keys())
+            picture = self._applier.picture
+            for key in [k for k in picture.servers if k not in there]:
+                picture.put_server(key, None)
+            interesting = [k for k in there if k in self._planner.desired.virtual_servers or picture.owns(k)]
+            for portion in _portions(interesting, AUDIT_PORTION):
+                for key in portion:
+                    try:
+                        picture.put_server(key, await self._dataplane.dump_real_servers(key))
+                    except NotFound:
+                        picture.put_server(key, None)
+                await asyncio.sleep(0)
+                if await self._take_changes(failures):
+                    while self._pending:
+                        failures += await self._portion(PORTION)
+                picture = self._applier.picture
+            picture.vips = await self._dataplane.dump_vips()
+            elements = await self._dataplane.dump_elements()
+        except DataplaneError as error:
+            self._around.metrics.audits.labels("failed").inc()
+            return [*failures, error]
+        if elements is None:
+            await self._load_table()
+        elif elements != set(picture.elements.values()):
+            self._applier.picture = Picture(picture.servers, picture.vips, elements, picture.adopted)
+        return failures + await self._repair("audit")
+
+    async def _repair(self, why: str) -> list[DataplaneError]:
+        """Diff everything (in memory) and apply what differs."""
+        if not await self._applier.reread() and self._applier.table_lost:
+            await self._load_table()
+            await self._applier.reread()
+        ops = diff(self._planner.desired, self._applier.picture)
+        failures = await self._applier.apply(ops)
+        self._track(self._planner.desired.virtual_servers)
+        if why in {"audit", "drift"}:
+            self._around.metrics.audits.labels("drift" if ops else "clean").inc()
+            if ops:
+                self._around.metrics.drift_repaired.inc(len(ops))
+                _log.warning(log.DRIFT_REPAIRED, by=why, operations=len(ops), first=type(ops[0]).__name__)
+        return failures
+
+    def _plan_audit(self) -> None:
+        interval_s = self._config.additions.audit_interval_s
+        self._audit_at_s = self._clock.monotonic() + interval_s if interval_s else None
+
+    def _conclude(self, failures: list[DataplaneError], seconds: float | None) -> None:
+        """Note how a turn went: in step, or what is retried when."""
+        around, now_s = self._around, self._clock.monotonic()
+        if failures:
+            if self._retry_at_s is None or now_s >= self._retry_at_s:
+                wait_s = self._backoff.next_s()
+                self._retry_at_s = now_s + wait_s
+                for error in failures[:10]:
+                    _log.warning(log.RECONCILE_FAILED, error=describe(error), retry_s=round(wait_s, 1))
+            around.health.degraded |= {self._blame(error): describe(error) for error in failures}
+        elif self._retry_at_s is None or now_s >= self._retry_at_s:
+            self._retry_at_s = None
+            self._backoff.reset()
+            around.health.degraded.clear()
+        around.metrics.degraded.set(len(around.health.degraded))
+        # A Service that the kernel refuses is shown as degraded; only when our table or routes cannot be written is the
+        # node itself out of order, for then every Service is concerned.
+        if not any(error.op is None or isinstance(error.op, ChangeElements) for error in failures):
+            around.health.updated(self._clock.time())
+        if seconds is None:
+            return
+        around.metrics.synced(seconds, self._clock.time())
+        around.metrics.service_changes_pending.set(0)
+        if not failures and not self._pending:
+            self.in_step.set()
+
+    def _blame(self, error: DataplaneError) -> str:
+        """The Service that an operation belongs to, or the operation's kind."""
+        key = getattr(error.op, "server", None) or getattr(error.op, "key", None)
+        if isinstance(key, VirtualServerKey):
+            service = self._planner.services_of(key)
+            if service is not None:
+                return str(service)
+        return type(error.op).__name__ if error.op is not None else "kernel"
+
+    def _count(self, operation: str, outcome: str) -> None:
+        self._around.metrics.operations.labels(operation, outcome).inc()
+
+    # -- telling
+
+    async def _tell(self, services: Iterable[ObjectKey]) -> None:
+        """Events, gauges and health check servers of Services whose plan may have changed."""
+        rebind = False
+        for key in services:
+            problems = frozenset(self._planner.problems(key))
+            for problem in sorted(problems - self._problems.get(key, frozenset()), key=lambda p: p.message):
+                self._around.report(key, problem)
+            if problems:
+                self._problems[key] = problems
+            else:
+                self._problems.pop(key, None)
+            plan = self._planner.plans.get(key)
+            _mark(self._no_local["internal"], key, present=plan is not None and plan.no_local_internal)
+            _mark(self._no_local["external"], key, present=plan is not None and plan.no_local_external)
+            wanted = self._planner.health_check(key)
+            running = self._around.health_servers.ports.get(key)
+            if wanted is not None:
+                self._around.health_servers.set_count(key, wanted.local_ready)
+            rebind |= (wanted.port if wanted else None) != running
+        for policy, held in self._no_local.items():
+            for label in ("IPv4", "IPv6"):
+                self._around.metrics.no_local_endpoints.labels(label, policy).set(len(held))
+        if rebind:
+            await self._serve_health_checks()
+
+    async def _serve_health_checks(self) -> None:
+        wanted = {
+            key: plan.health_check.port for key, plan in self._planner.plans.items() if plan.health_check is not None
+        }
+        setting = self._config.node_port_addresses
+        addresses = self._planner.node_port_addresses() if setting.primary or setting.cidrs else ("0.0.0.0", "::")
+        await self._around.health_servers.reconcile(wanted, addresses)
+
+    def _measure_programming(self, services: Iterable[ObjectKey]) -> None:
+        """kube-proxy's network programming latency: from the last change of an endpoint to now."""
+        now_s = self._clock.time()
+        for key in services:
+            for piece in self._store.state.slices_of(key):
+                if piece.trigger_s >= self._started_s:
+                    label = f"IPv{piece.family}"
+                    self._around.metrics.programming.labels(label).observe(max(0.0, now_s - piece.trigger_s))
+
+
+def _mark(held: set[ObjectKey], key: ObjectKey, *, present: bool) -> None:
+    (held.add if present else held.discard)(key)
+
+
+def _portions(items: list[_T], size: int) -> Iterable[list[_T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
