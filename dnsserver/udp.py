@@ -26,6 +26,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
 
+from dnsserver.hotpath import Memo
+
 BATCH = 64
 """Datagrams a system call; beyond it the gain is below the noise."""
 BATCHES_PER_WAKEUP = 4
@@ -58,8 +60,12 @@ class Peer(NamedTuple):
 class Hot(Protocol):
     """What answers at once: `HotPath`. Keys and replies are without the two id bytes."""
 
-    def lookup(self) -> Callable[[bytes], tuple[bytes | None, Any] | None]:
-        """The memo's look-up, good for one wake-up: (reply, counter cell), or (None, something that rotates)."""
+    def lookup(self) -> Callable[[bytes], Memo | None]:
+        """The memo's look-up, good for one wake-up."""
+        ...
+
+    def reply_to(self, key: bytes) -> bytes | None:
+        """The reply by any layer, or None."""
         ...
 
     def miss(self, key: bytes) -> bytes | None:
@@ -249,15 +255,7 @@ class UdpListener:
                     raise
                 break
             peer = Peer(address, self._local_of(control))
-            key = data[2:]
-            entry = hot.lookup()(key)
-            if entry is None:
-                reply = hot.miss(key)
-            elif entry[0] is None:
-                reply = entry[1].next_reply()
-            else:
-                reply, cell = entry
-                cell[0] += 1
+            reply = hot.reply_to(data[2:])
             if reply is None:
                 self._slow(data, peer, self)
             else:
@@ -349,17 +347,16 @@ class BatchedUdpListener(UdpListener):
         for i, start, size in zip(self._indices, self._starts, self._lengths[:taken].tolist(), strict=False):
             key = memory[start : start + size - 2]
             entry = lookup(key)
-            if entry is not None:
-                reply, cell = entry
-                if reply is not None:
-                    cell[0] += 1
-                else:
-                    reply = cell.next_reply()
-            else:
+            if entry is None:
                 reply = miss(key)
                 if reply is None:
                     self._give_slow(i, start, size)
                     continue
+            elif entry.rotation is None:
+                reply = entry.reply
+                entry.cell.hits += 1
+            else:
+                reply = entry.rotation.next_reply()
             length = len(reply)
             if length > SLOT_BYTES - 2:
                 self.send(memory[start - 2 : start] + reply, self._peer(i))

@@ -1,0 +1,400 @@
+"""Replies that need no thought: a memo of datagrams, behind it a table of questions, behind that the server's resolver.
+
+Knows which bytes of a query decide its reply, and for how long that reply holds. Must not know sockets, zones or
+plugins: the server tells what a question's reply is (`Resolve`), and what changed. One HotPath serves one socket (or
+all TCP connections of one address), so that each reply counts for the right transport and family.
+
+Layers, by cost of a hit:
+
+  memo     datagram[2:] -> reply[2:]. Flags, OPT, size and case are all in the key: a hit is right by construction. Only
+           queries in lower case are let in, else any client that varies the case would flush it.
+  tables   the lowered question -> head and tail of the reply; the question goes between as it was asked. One table for
+           each combination of what else changes a reply: RD, CD, DO, EDNS or none.
+  resolve  the server's look-up in its zones and caches; None means that the chain of plugins has to see the query.
+
+Both are bounded by generations: what nobody asked for during a whole generation is forgotten, so that a flood of random
+names can neither push out what is in use nor take memory.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Collection
+from enum import Enum
+from typing import Any, NamedTuple
+
+import msgspec
+
+from dnsserver.message import Prepared
+
+GENERATION_BYTES = 12 << 20
+"""Weight at which a generation ends; two are kept. 10,000 names asked in one form weigh about 6 MB."""
+_ENTRY_BYTES = 400
+"""What an entry takes beside its bytes: objects, slots in dicts, index."""
+_MEMO_REPLY_BYTES = 1500
+"""Longer replies are put together each time."""
+_FREED_A_TICK = 256
+"""Entries of a dead generation given back at a time; all at once would hold the event loop for some ms."""
+_SHAPES = 256
+
+_RD, _AD, _CD, _DO = 0x0100, 0x0020, 0x0010, 0x8000
+_ONE_QUESTION = b"\0\1\0\0\0\0\0\0"
+_ONE_QUESTION_AND_OPT = b"\0\1\0\0\0\0\0\1"
+_PLAIN_OPT_BYTES = 11
+_CLASS_IN = b"\0\1"
+
+DURATION_BOUNDS_S = tuple(0.00025 * 2**n for n in range(16))
+"""Upper bounds of coredns_dns_request_duration_seconds."""
+
+
+class Lasting(Enum):
+    """How long a reply stays right."""
+
+    UNTIL_CHANGED = 0
+    """Until its tag is among those that `HotPath.forget` is told."""
+    UNTIL_SERIAL = 1
+    """Also only until any change of its zone: it shows the SOA record."""
+    UNTIL_SECOND = 2
+    """Until the clock's second ends: its TTLs count down."""
+
+
+class Cell:
+    """Counts replies that are alike in every respect the metrics tell apart."""
+
+    __slots__ = ("hits", "lasting")
+
+    def __init__(self, lasting: Lasting) -> None:
+        self.hits = 0
+        self.lasting = lasting
+
+
+class Fast(NamedTuple):
+    """What the server says of a question: a reply that is the same for every client."""
+
+    prepared: Prepared
+    tag: bytes
+    """What `forget` will name when the reply changes."""
+    cell: Callable[[int, int, bool], Cell]
+    """The counter for (bytes of the query, bytes of the reply, DO)."""
+
+
+Resolve = Callable[[bytes, int, bool, bool], Fast | None]
+"""By lower-case name, type (class is IN), DO and CD. None: not without the chain."""
+
+Place = tuple[dict[bytes, Any], bytes]
+"""Where something is kept: a dict and the key in it."""
+
+
+class Rotation:
+    """Replies (or tails) that take turns."""
+
+    __slots__ = ("at", "cell", "choices")
+
+    def __init__(self, choices: tuple[bytes, ...], cell: Cell) -> None:
+        self.choices = choices
+        self.cell = cell
+        self.at = 0
+
+    def next_reply(self) -> bytes:
+        """The next in turn, counted."""
+        self.cell.hits += 1
+        choice = self.choices[self.at]
+        self.at = (self.at + 1) % len(self.choices)
+        return choice
+
+
+class _Variant(NamedTuple):
+    """What beside the question decides about a reply, its size aside."""
+
+    number: int
+    rd: bool
+    cd: bool
+    do: bool
+    edns: bool
+
+
+_VARIANTS = tuple(_Variant(n, bool(n & 1), bool(n & 2), bool(n & 4), bool(n & 8)) for n in range(16))
+
+
+class _Shape(msgspec.Struct, frozen=True, gc=False):
+    """What the bytes around a question mean."""
+
+    variant: _Variant
+    limit: int
+    """Bytes the reply may have, id not counted."""
+    opt: bytes
+    """The reply's OPT record up to its options; empty without EDNS."""
+
+
+class _Entry(msgspec.Struct, frozen=True, gc=False):
+    """Of a table: a reply without id, question and OPT. A Struct, because its fields are read faster than a tuple's."""
+
+    head: bytes
+    tail: bytes
+    options: bytes
+    """Length of the OPT record's options and they; empty without EDNS."""
+    cell: Cell
+    rotation: Rotation | None
+    """Of the tails."""
+    tag: bytes
+    lower_only: bool
+
+    @property
+    def tails(self) -> tuple[bytes, ...]:
+        """All of them."""
+        return self.rotation.choices if self.rotation else (self.tail,)
+
+
+class Memo(msgspec.Struct, frozen=True, gc=False):
+    """Of the memo: a reply without its id."""
+
+    reply: bytes
+    cell: Cell
+    rotation: Rotation | None
+    """Where replies take turns; `reply` is then none of them."""
+    tag: bytes
+
+
+class _Generation:
+    """What was asked for during one stretch of time."""
+
+    __slots__ = ("index", "memo", "negative", "tables", "timed", "weight")
+
+    def __init__(self) -> None:
+        self.memo: dict[bytes, Memo] = {}
+        self.tables: tuple[dict[bytes, _Entry], ...] = tuple({} for _ in _VARIANTS)
+        self.index: dict[bytes, list[Place]] = {}
+        """By tag."""
+        self.negative: list[Place] = []
+        self.timed: list[Place] = []
+        self.weight = 0
+
+
+class HotPath:
+    """The layers for one transport and family. See the module's words."""
+
+    def __init__(self, resolve: Resolve, *, tcp: bool = False, max_udp_bytes: int = 65535) -> None:
+        self._resolve = resolve
+        self._tcp = tcp
+        self._max_udp_bytes = max_udp_bytes
+        self._shapes: dict[bytes, _Shape] = {}
+        self._young = _Generation()
+        self._old = _Generation()
+        self._dying: list[dict[bytes, Any]] = []
+        self._second = 0
+        self.durations = [0] * (len(DURATION_BOUNDS_S) + 1)
+        """Replies by time taken: per bound of `DURATION_BOUNDS_S`, and beyond."""
+        self.duration_sum_s = 0.0
+
+    # -- answering
+
+    def lookup(self) -> Callable[[bytes], Memo | None]:
+        """The memo's look-up. Stale once a generation ends, but right until the event loop goes on."""
+        return self._young.memo.get
+
+    def reply_to(self, key: bytes) -> bytes | None:
+        """The reply by any layer, or None. Key and reply are without the id."""
+        entry = self._young.memo.get(key)
+        return self.miss(key) if entry is None else _take(entry)
+
+    def miss(self, key: bytes) -> bytes | None:
+        """The reply to a query the memo does not have; None if the chain has to see it, or it is no query at all."""
+        # A zero byte within a label ends the name early here. Nothing cut off so is in a table: `_adds_up`.
+        end = key.find(b"\0", 10) + 1
+        split = end + 4
+        shape = self._shapes.get(key[:10] + key[split:])
+        if shape is None or not end or split > len(key):
+            shape = self._learn(key[:10], key[split:]) if end and split <= len(key) else None
+            if shape is None:
+                return None
+        variant = shape.variant
+        name = key[10:end]
+        lower = name.lower()
+        question = lower + key[end:split]
+        entry = self._young.tables[variant.number].get(question)
+        if entry is None or lower == name:
+            if lower == name:
+                memoized = self._memoized(key, shape, question, entry)
+                if memoized is not None:
+                    return _take(memoized)
+            if entry is None:
+                entry = self._entry(variant, question)
+                if entry is None:
+                    return None
+        tail, rotation = entry.tail, entry.rotation
+        if rotation is not None:
+            tail = rotation.choices[rotation.at]
+            rotation.at = (rotation.at + 1) % len(rotation.choices)
+        if entry.lower_only and lower != name:
+            return None
+        reply = entry.head + key[10:split] + tail + shape.opt + entry.options
+        if len(reply) > shape.limit:
+            return None
+        entry.cell.hits += 1
+        return reply
+
+    def _learn(self, head: bytes, rest: bytes) -> _Shape | None:
+        """What a header (id aside) and the bytes behind the question say; None unless it is the plainest of queries."""
+        flags = int.from_bytes(head[:2], "big")
+        if flags & ~(_RD | _AD | _CD):
+            return None
+        limit, do, opt = 512, False, b""
+        if rest or head[2:] != _ONE_QUESTION:
+            if head[2:] != _ONE_QUESTION_AND_OPT or len(rest) != _PLAIN_OPT_BYTES or rest[:3] != b"\0\0\x29":
+                return None
+            ttl = int.from_bytes(rest[5:9], "big")
+            if ttl & ~_DO or rest[9:] != b"\0\0":
+                return None  # an extended RCODE, another version, unknown flags, or options
+            do, opt = bool(ttl & _DO), rest[:9]
+            limit = min(max(512, int.from_bytes(rest[3:5], "big")), max(512, self._max_udp_bytes))
+        number = bool(flags & _RD) | bool(flags & _CD) << 1 | do << 2 | bool(opt) << 3
+        shape = _Shape(_VARIANTS[number], (65535 if self._tcp else limit) - 2, opt)
+        if len(self._shapes) >= _SHAPES:
+            self._shapes.clear()
+        self._shapes[head + rest] = shape
+        return shape
+
+    def _memoized(self, key: bytes, shape: _Shape, question: bytes, entry: _Entry | None) -> Memo | None:
+        """The memo's new entry for a query in lower case; None if it is none for the memo."""
+        kept = self._old.memo.pop(key, None)
+        if kept is None:
+            entry = entry or self._made(shape.variant, question)
+            if entry is None:
+                return None
+            tails = entry.tails
+            around = len(entry.head) + len(question) + len(shape.opt) + len(entry.options)
+            if around + len(tails[0]) > shape.limit or sum(map(len, tails)) > _MEMO_REPLY_BYTES:
+                self._keep(self._young.tables[shape.variant.number], question, entry, sum(map(len, tails)))
+                return None
+            replies = tuple(entry.head + question + tail + shape.opt + entry.options for tail in tails)
+            if len(replies) == 1:
+                kept = Memo(replies[0], entry.cell, None, entry.tag)
+            else:
+                kept = Memo(b"", entry.cell, Rotation(replies, entry.cell), entry.tag)
+        weight = sum(map(len, kept.rotation.choices)) if kept.rotation else len(kept.reply)
+        self._keep(self._young.memo, key, kept, weight)
+        return kept
+
+    def _entry(self, variant: _Variant, question: bytes) -> _Entry | None:
+        """The table's new entry for a question that the young table lacks."""
+        entry = self._old.tables[variant.number].pop(question, None) or self._made(variant, question)
+        if entry is not None:
+            self._keep(self._young.tables[variant.number], question, entry, sum(map(len, entry.tails)))
+        return entry
+
+    def _made(self, variant: _Variant, question: bytes) -> _Entry | None:
+        lower, kind = question[:-4], question[-4:]
+        if kind[2:] != _CLASS_IN or not _adds_up(lower):
+            return None
+        fast = self._resolve(lower, int.from_bytes(kind[:2], "big"), variant.do, variant.cd)
+        if fast is None:
+            return None
+        prepared = fast.prepared
+        flags = prepared.flags | variant.rd * _RD | variant.cd * _CD
+        counts, options = prepared.counts, b""
+        if variant.edns:
+            counts = counts[:4] + (int.from_bytes(counts[4:], "big") + 1).to_bytes(2, "big")
+            options = len(prepared.options).to_bytes(2, "big") + prepared.options
+        head = flags.to_bytes(2, "big") + b"\0\1" + counts
+        asked = 12 + len(question) + variant.edns * _PLAIN_OPT_BYTES
+        replied = asked + len(prepared.tails[0]) + variant.edns * len(prepared.options)
+        cell = fast.cell(asked, replied, variant.do)
+        rotation = Rotation(prepared.tails, cell) if len(prepared.tails) > 1 else None
+        return _Entry(head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only)
+
+    # -- keeping and forgetting
+
+    def _keep(self, table: dict[bytes, Any], key: bytes, value: _Entry | Memo, weight: int) -> None:
+        young = self._young
+        table[key] = value
+        place = (table, key)
+        match value.cell.lasting:
+            case Lasting.UNTIL_SECOND:
+                young.timed.append(place)
+            case Lasting.UNTIL_SERIAL:
+                young.negative.append(place)
+                young.index.setdefault(value.tag, []).append(place)
+            case Lasting.UNTIL_CHANGED:
+                young.index.setdefault(value.tag, []).append(place)
+        young.weight += weight + 2 * len(key) + _ENTRY_BYTES
+        if young.weight > GENERATION_BYTES:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Begin a generation; the one before the last dies."""
+        dead = self._old
+        self._dying += [dead.memo, dead.index, *dead.tables]
+        self._old, self._young = self._young, _Generation()
+
+    def tick(self, now_s: float) -> None:
+        """Forget what is no longer right at `now_s`. Called before each batch."""
+        second = int(now_s)
+        if second != self._second:
+            self._second = second
+            for generation in (self._young, self._old):
+                # Given back in weight, or popular names that count down would end a generation every few seconds.
+                generation.weight -= sum(2 * len(key) + _ENTRY_BYTES for _, key in generation.timed)
+                _drop(generation.timed)
+        if self._dying:
+            self._free()
+
+    def forget(self, tags: Collection[bytes]) -> None:
+        """Drop every reply that carries one of these tags."""
+        for generation in (self._young, self._old):
+            for tag in tags:
+                places = generation.index.pop(tag, None)
+                if places is not None:
+                    _drop(places)
+
+    def forget_negative(self) -> None:
+        """Drop every reply that shows a zone's serial."""
+        for generation in (self._young, self._old):
+            _drop(generation.negative)
+
+    def clear(self) -> None:
+        """Forget everything: the configuration changed."""
+        self._turn()
+        self._turn()
+        self._shapes.clear()
+
+    def _free(self) -> None:
+        dying = self._dying[-1]
+        for _ in range(min(_FREED_A_TICK, len(dying))):
+            dying.popitem()
+        if not dying:
+            self._dying.pop()
+
+    # -- figures
+
+    def note_batch(self, answered: int, took_s: float) -> None:
+        """Count `answered` replies that took `took_s` from the arrival of their batch to its departure."""
+        self.durations[bisect_left(DURATION_BOUNDS_S, took_s)] += answered
+        self.duration_sum_s += answered * took_s
+
+    @property
+    def entries(self) -> int:
+        """Replies kept, all layers and generations."""
+        return sum(len(g.memo) + sum(map(len, g.tables)) for g in (self._young, self._old))
+
+
+def _take(entry: Memo) -> bytes:
+    if entry.rotation is not None:
+        return entry.rotation.next_reply()
+    entry.cell.hits += 1
+    return entry.reply
+
+
+def _drop(places: list[Place]) -> None:
+    for table, key in places:
+        table.pop(key, None)
+    places.clear()
+
+
+def _adds_up(name: bytes) -> bool:
+    """Whether a name's length bytes lead to its end (RFC 1035 §3.1), without compression."""
+    at = 0
+    while length := name[at]:
+        at += 1 + length
+        if length > 63 or at >= len(name):
+            return False
+    return at == len(name) - 1 <= 254
