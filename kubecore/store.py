@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,6 +45,16 @@ class ResourceFigures:
     """Requests sent to the API server (files: scans of the directory)."""
     failures: int = 0
     """Requests (scans) that ended in an error and are retried."""
+
+
+_OBJECTS: dict[Resource, Callable[[ClusterState], Sized]] = {
+    Resource.SERVICES: lambda s: s.services,
+    Resource.ENDPOINT_SLICES: lambda s: s.slices,
+    Resource.NODES: lambda s: s.nodes,
+    Resource.NAMESPACES: lambda s: s.namespaces,
+    Resource.PODS: lambda s: s.pods,
+    Resource.SERVICE_CIDRS: lambda s: s.service_cidrs,
+}
 
 
 class Store:
@@ -93,6 +103,10 @@ class Store:
         """What differs from the previous call; false when nothing does. Changes are handed out once, to one reader."""
         self._changed.clear()
         return self.state.take_changes()
+
+    def count(self, resource: Resource) -> int:
+        """How many objects of `resource` are known now."""
+        return len(_OBJECTS[resource](self.state))
 
     async def wait_changed(self) -> None:
         """Return as soon as something arrived since the last `take_changes`; what it then takes can still be empty."""

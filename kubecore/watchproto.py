@@ -402,8 +402,7 @@ class WatchSession:
         return self._after(Reason.MALFORMED, now_s, detail)
 
     def _relist(self) -> None:
-        """Forget where we were; the next request begins a full list. What is known stays until that list is
-        complete."""
+        """Forget where we were; the next request begins a full list. The state stays until that list is complete."""
         self._version = self._continue = self._page_version = ""
         self._mode = _Mode.STREAM_LIST if self._streaming else _Mode.PAGES
 
