@@ -6,6 +6,7 @@ Services. Made by the planner whenever node or settings change.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from ipvsproxy.model import Element, InterfaceAddress, Scheduler
 from ipvsproxy.nodeview import TUNNEL_KINDS, NodeView
 from kubecore.addresses import family_of
 from kubecore.model import Family
+
+_IS_PLAIN = re.compile(r"[0-9A-Za-z_.:@-]+").fullmatch
+"""Interface names that mean themselves in nft's language; the kernel allows stranger ones, which are left out."""
 
 FAMILIES: tuple[Family, Family] = (4, 6)
 ALL_SCHEDULERS = frozenset(Scheduler) - {Scheduler.OTHER}
@@ -106,18 +110,20 @@ class Site:
             yield sets.source(family_of(address), address)
         for family in FAMILIES:
             detector = self._detector_prefixes()
-            for cidr in collapsed(detector, family):
+            everyone = ("0.0.0.0/0" if family == 4 else "::/0",)
+            for cidr in collapsed(detector if self.has_detector(family) else everyone, family):
                 yield sets.prefix(sets.CLUSTER, family, cidr)
             for cidr in collapsed(detector if self.has_detector(family) else self.node.pod_cidrs, family):
                 yield sets.prefix(sets.ON_NODE, family, cidr)
-        for name in sorted(self._uplinks):
+        for name in sorted(filter(_IS_PLAIN, self._uplinks)):
             yield sets.interface(sets.UPLINK, name)
-        for link in self.node.links:
+        links = [link for link in self.node.links if _IS_PLAIN(link.name)]
+        for link in links:
             if link.kind in TUNNEL_KINDS:
                 yield sets.interface(sets.TUNNEL, link.name)
         if not all(self.has_detector(f) or self._has_pod_cidr(f) for f in FAMILIES):
             addressed = {a.interface for a in self.node.addresses if not ip_address(a.address).is_link_local}
-            for link in self.node.links:
+            for link in links:
                 if link.kind == "veth" and link.name not in addressed:
                     yield sets.interface(sets.POD_LINK, link.name)
 
