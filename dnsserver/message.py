@@ -1,7 +1,7 @@
 """DNS messages as values: what the answering code computes with, between bytes in and bytes out.
 
-Knows the fields of a message. Must not know sockets, time, Kubernetes. `wire` converts to and from bytes; every plugin of a
-server block takes a Query and gives a Message.
+Knows the fields of a message. Must not know sockets, time, Kubernetes. `wire` converts to and from bytes; every plugin
+of a server block takes a Query and gives a Message.
 
 Names are uncompressed wire form (length-prefixed labels, ending in the root's zero byte). `lower` variants are ASCII
 lower case, for look-ups; the others keep the case they came with.
@@ -128,6 +128,8 @@ class Query(msgspec.Struct, frozen=True, gc=False):
     """Of the query as received; the log line prints it."""
     local: str = ""
     """Canonical address it was received on, where the socket tells."""
+    chased: int = 0
+    """How many aliases the server followed to ask itself this; 0: a client asked. Bounds loops through the chain."""
 
     @property
     def limit_bytes(self) -> int:
@@ -138,7 +140,10 @@ class Query(msgspec.Struct, frozen=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A reply before encoding: sections, response code and flags. Question, id, RD, CD and OPT are taken from the query."""
+    """A reply before encoding: sections, response code, flags.
+
+    Question, id, RD, CD and OPT are taken from the query.
+    """
 
     rcode: int = Rcode.NOERROR
     answer: tuple[RR, ...] = ()
@@ -171,8 +176,8 @@ class Prepared(NamedTuple):
     options: bytes = b""
     """EDNS options (code, length, data) to add to the OPT record of clients that sent one: extended errors."""
     lower_only: bool = False
-    """The tail repeats part of the question's name where no pointer may stand (SRV targets, RFC 2782): use it only for a
-    question asked in lower case, build the reply in full for others."""
+    """The tail repeats part of the question's name where no pointer may stand (SRV targets, RFC 2782): use it only for
+    a question asked in lower case, build the reply in full for others."""
 
 
 class Handler(Protocol):

@@ -1,0 +1,216 @@
+"""What one Service and its EndpointSlices put below `SVC.NS.svc.ZONE`: names, addresses, ports; no records yet.
+
+Knows endpoint naming, readiness, ports, when a name exists. Must not know zones, TTLs, messages, other Services. Held
+by `zone`, one a Service; the endpoint names of a Service are indexed when first asked for.
+
+Source: Kubernetes DNS-based service discovery 1.1.0 §2.3 to §2.5; discovery.k8s.io/v1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dnsserver import names
+from kubecore.model import Endpoint, EndpointSlice, ObjectKey, Service, ServiceType
+
+
+class Target(NamedTuple):
+    """One candidate of an SRV answer."""
+
+    label: str
+    """The endpoint's name; empty: the Service itself."""
+    address: str
+    port: int
+
+
+class PortName(NamedTuple):
+    """`_port._proto` of a question, underscores stripped, lower case."""
+
+    port: str
+    protocol: str
+
+
+def endpoint_label(endpoint: Endpoint, address: str, *, pod_names: bool) -> str:
+    """The one label an endpoint's address is found under: hostname, else pod name (if wanted), else dashed address."""
+    if endpoint.hostname and _is_label(endpoint.hostname):
+        return endpoint.hostname
+    if pod_names and endpoint.target_name and _is_label(endpoint.target_name):
+        return endpoint.target_name
+    dashed = address.replace(".", "-").replace(":", "-")
+    return dashed + "0" if dashed.endswith("-") else dashed  # `2001:db8::` would end in a dash
+
+
+def _is_label(text: str) -> bool:
+    return len(text) <= names.MAX_LABEL_BYTES and "." not in text and text.isascii()
+
+
+def slice_pairs(piece: EndpointSlice, *, pod_names: bool) -> set[tuple[str, str]]:
+    """The (address, label) pairs of a slice's ready endpoints."""
+    return {
+        (address, endpoint_label(endpoint, address, pod_names=pod_names))
+        for endpoint in piece.endpoints
+        if endpoint.ready
+        for address in endpoint.addresses
+    }
+
+
+class ServiceNames:
+    """A Service with its slices, as the zone sees it. Immutable but for an index made on first use."""
+
+    __slots__ = ("_by_label", "key", "owner", "pod_names", "service", "slices")
+
+    def __init__(self, service: Service, slices: tuple[EndpointSlice, ...], *, pod_names: bool) -> None:
+        self.key = service.key
+        self.owner: tuple[ObjectKey] = (self.key,)
+        """Shared by all its addresses in an index."""
+        self.service = service
+        self.slices = slices
+        self.pod_names = pod_names
+        self._by_label: dict[str, tuple[str, ...]] | None = None
+
+    @property
+    def is_alias(self) -> bool:
+        """ExternalName: a CNAME, and nothing below."""
+        return self.service.type is ServiceType.EXTERNAL_NAME
+
+    @property
+    def alias_target(self) -> bytes | None:
+        """Where an ExternalName Service points; None if that is no domain name (an address, say)."""
+        text = self.service.external_name
+        bare = text.rstrip(".")
+        if not bare or ":" in bare or bare.replace(".", "").isdigit():
+            return None
+        try:
+            return names.from_text(text)
+        except ValueError:
+            return None
+
+    @property
+    def has_ready_endpoints(self) -> bool:
+        """Whether any slice has a ready endpoint with an address."""
+        return any(e.ready and e.addresses for piece in self.slices for e in piece.endpoints)
+
+    def slice_addresses(self) -> Iterator[str]:
+        """The addresses of the ready endpoints, each once a slice."""
+        if not self.is_alias:
+            for piece in self.slices:
+                yield from {address for endpoint in piece.endpoints if endpoint.ready for address in endpoint.addresses}
+
+    # -- names
+
+    def endpoint(self, label: str) -> tuple[str, ...]:
+        """The addresses of the endpoints called `label` (lower case), each once; empty: no such name."""
+        if self._by_label is None:
+            found: dict[str, dict[str, None]] = {}
+            for target in self._ready():
+                found.setdefault(target.label.lower(), {})[target.address] = None
+            self._by_label = {name: tuple(addresses) for name, addresses in found.items()}
+        return self._by_label.get(label, ())
+
+    def labels_of(self, address: str) -> list[str]:
+        """The names of the ready endpoints with this address, sorted, each once."""
+        return sorted(
+            {
+                endpoint_label(endpoint, address, pod_names=self.pod_names)
+                for piece in self.slices
+                for endpoint in piece.endpoints
+                if address in endpoint.addresses and endpoint.ready
+            }
+        )
+
+    def has_protocol(self, protocol: str) -> bool:
+        """Whether `_protocol.SVC` has a named port below it."""
+        if self.service.headless:
+            return any(
+                port.name and port.port and port.protocol.value.lower() == protocol
+                for piece in self.slices
+                if any(e.ready for e in piece.endpoints)
+                for port in piece.ports
+            )
+        return any(port.name and port.protocol.value.lower() == protocol for port in self.service.ports)
+
+    # -- data
+
+    def addresses(self) -> tuple[str, ...]:
+        """What the Service's own name stands for: ClusterIPs, or the ready endpoints of a headless one; each once."""
+        if self.service.headless:
+            return tuple(dict.fromkeys(target.address for target in self._ready()))
+        return self.service.cluster_ips
+
+    def targets(self, port: PortName | None, label: str | None = None) -> list[Target]:
+        """The SRV candidates, duplicates included (they count in the weight).
+
+        Args:
+            port: only ports of this name and protocol; None: every port, unnamed ones too.
+            label: only this endpoint (lower case); None: the Service.
+        """
+        if self.service.headless or label is not None:
+            return [
+                Target(target.label, target.address, number)
+                for piece in self.slices
+                for number in self._slice_ports(piece, port)
+                for target in self._ready_in(piece)
+                if label is None or target.label.lower() == label
+            ]
+        return [
+            Target("", address, declared.port)
+            for declared in self.service.ports
+            if port is None or _matches(port, declared.name, declared.protocol.value)
+            for address in self.service.cluster_ips
+        ]
+
+    def has_port(self, port: PortName) -> bool:
+        """Whether the name `_port._proto.SVC` exists."""
+        if self.service.headless:
+            return bool(self.targets(port))
+        return any(_matches(port, declared.name, declared.protocol.value) for declared in self.service.ports)
+
+    def _slice_ports(self, piece: EndpointSlice, wanted: PortName | None) -> Iterator[int]:
+        for port in piece.ports:
+            if port.port and (wanted is None or _matches(wanted, port.name or "", port.protocol.value)):
+                yield port.port
+
+    def _ready(self) -> Iterator[Target]:
+        for piece in self.slices:
+            yield from self._ready_in(piece)
+
+    def _ready_in(self, piece: EndpointSlice) -> Iterator[Target]:
+        for endpoint in piece.endpoints:
+            if endpoint.ready:
+                for address in endpoint.addresses:
+                    yield Target(endpoint_label(endpoint, address, pod_names=self.pod_names), address, 0)
+
+
+def _matches(wanted: PortName, name: str, protocol: str) -> bool:
+    return bool(name) and name.lower() == wanted.port and protocol.lower() == wanted.protocol
+
+
+def answers_alike(old: ServiceNames, new: ServiceNames) -> bool:
+    """Whether the two Services' own fields (slices aside) give the same answers."""
+    a, b = old.service, new.service
+    return (
+        a.type is b.type
+        and a.headless == b.headless
+        and a.cluster_ips == b.cluster_ips
+        and a.external_name == b.external_name
+        and (a.ports == b.ports or _port_answer(a) == _port_answer(b))
+    )
+
+
+def _port_answer(service: Service) -> list[tuple[object, ...]]:
+    return [(port.name, port.port, port.protocol) for port in service.ports]
+
+
+def slices_alike(old: EndpointSlice, new: EndpointSlice) -> bool:
+    """Whether the two slices have the same ports and ready endpoints, in the same order."""
+    if old is new:
+        return True
+    return _slice_answer(old) == _slice_answer(new)
+
+
+def _slice_answer(piece: EndpointSlice) -> tuple[object, ...]:
+    return (
+        [(port.name, port.port, port.protocol) for port in piece.ports],
+        [(e.addresses, e.hostname, e.target_name) for e in piece.endpoints if e.ready],
+    )
