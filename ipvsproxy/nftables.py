@@ -62,6 +62,7 @@ COUNTERS = {
 }
 """Named counters of what is dropped or rejected, and why."""
 
+_VERDICTS = frozenset(f"goto {kind.value}" for kind in sets.Kind)
 _SAFE = re.compile(r"[0-9A-Za-z_.:@/-]+")
 
 _RULES = """
@@ -167,7 +168,7 @@ _RULES = """
 # clear_marks: an encapsulated packet inherits its mark, and would be masqueraded a second time.
 
 
-def definition(config: Config, elements: Iterable[Element] = ()) -> str:
+def load(config: Config, elements: Iterable[Element] = ()) -> str:
     """The transaction that makes our table anew with `elements`, whatever was there before, all at once.
 
     Raises: ValueError if a name in `config` or `elements` cannot be written in nft's language.
@@ -176,7 +177,7 @@ def definition(config: Config, elements: Iterable[Element] = ()) -> str:
     marker = f"  chain {_marker(body)} {{\n  }}\n"
     declare = f"table {FAMILY} {TABLE}"
     lines = [declare, f"delete {declare}", f"{declare} {{\n{body}{marker}}}"]
-    return "\n".join([*lines, transaction(ChangeElements(tuple(elements)))])
+    return "\n".join([*lines, transaction(ChangeElements(tuple(map(_with_known_chain, elements))))])
 
 
 def transaction(op: ChangeElements) -> str:
@@ -188,8 +189,13 @@ def transaction(op: ChangeElements) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def mark_elements(elements: Iterable[Element]) -> list[Element]:
+    """Those of `elements` that carry firewall marks, for `Marks` to go on with after a restart."""
+    return [e for e in elements if e.set[:-1] == sets.MARK]
+
+
 def is_current(listing: Mapping[str, Any], config: Config) -> bool:
-    """Whether a listed table (`nft -j list table inet ipvsproxy`) has the rules that `definition` would make."""
+    """Whether a listed table (`nft -j list table inet ipvsproxy`) has the rules that `load` would make."""
     marker = _marker(_body(config))
     return any(item.get("chain", {}).get("name") == marker for item in listing.get("nftables", ()))
 
@@ -207,6 +213,13 @@ def parse_elements(listing: Mapping[str, Any]) -> set[Element]:
             key, value = raw if is_map else (raw, None)
             found.add(Element(body["name"], _parse_key(key), _parse_value(value) if is_map else ""))
     return found
+
+
+def _with_known_chain(element: Element) -> Element:
+    """A claim of another version may name a chain there is no more; it stays a claim until it is planned anew."""
+    if element.set[:-1] != sets.SERVICE or element.value in _VERDICTS:
+        return element
+    return element._replace(value=f"goto {sets.Kind.CLUSTER_IP.value}")
 
 
 def _body(config: Config) -> str:
