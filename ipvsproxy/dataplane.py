@@ -1,4 +1,4 @@
-"""What the reconciler may ask of a kernel: operations, errors, and the interface that kernel/ and its fake both satisfy.
+"""What the reconciler may ask of a kernel: operations, errors, and the interface kernel/ and its fake both satisfy.
 
 Every operation carries its whole meaning; repeating one is harmless or raises AlreadyExists/NotFound.
 """

@@ -57,6 +57,8 @@ class ServiceFlag(IntFlag):
     SCHED_2 = 0x10
     """sh-port, mh-port."""
     SCHED_3 = 0x20
+    FOREIGN = 0x80000000
+    """Read back only: something is set that we never set (another persistence netmask, a persistence engine)."""
 
 
 class VirtualServerKey(NamedTuple):
