@@ -343,7 +343,7 @@ class BatchedUdpListener(UdpListener):
         began_s = time.monotonic()
         hot.tick(began_s)
         lookup, miss, sizes = hot.lookup(), hot.miss, self._reply_sizes
-        head, kept = self._head_bytes, 0
+        head, kept, answered = self._head_bytes, 0, 0
         for i, start, size in zip(self._indices, self._starts, self._lengths[:taken].tolist(), strict=False):
             key = memory[start : start + size - 2]
             entry = lookup(key)
@@ -358,6 +358,7 @@ class BatchedUdpListener(UdpListener):
             else:
                 reply = entry.rotation.next_reply()
             length = len(reply)
+            answered += 1
             if length > SLOT_BYTES - 2:
                 self.send(memory[start - 2 : start] + reply, self._peer(i))
                 continue
@@ -366,9 +367,10 @@ class BatchedUdpListener(UdpListener):
             if kept != i:
                 memory[kept * head : (kept + 1) * head] = memory[i * head : (i + 1) * head]
             kept += 1
-        if kept:
-            self._send_batch(kept)
-            hot.note_batch(kept, time.monotonic() - began_s)
+        if answered:
+            if kept:
+                self._send_batch(kept)
+            hot.note_batch(answered, time.monotonic() - began_s)
         return taken
 
     def _send_batch(self, count: int) -> None:
