@@ -126,10 +126,6 @@ class Planner:
             return identity.service if identity else None
         return self._claims.holder(server)
 
-    def node_port_addresses(self) -> tuple[str, ...]:
-        """Addresses on which node ports are served, of both families."""
-        return tuple(a for addresses in self._site.node_ports.values() for a in addresses)
-
     # -- writing
 
     def update(self, state: ClusterState, services: Iterable[ObjectKey]) -> Delta:

@@ -18,7 +18,7 @@ from kubecore.model import ObjectKey, Protocol, Service
 SCHEDULER_ANNOTATIONS = ("ipvsproxy.io/scheduler", "kube-router.io/service.scheduler")
 FLAG_ANNOTATIONS = ("ipvsproxy.io/scheduler-flags", "kube-router.io/service.schedflags")
 
-_FLAGS: dict[str, tuple[ServiceFlag, Scheduler | None]] = {
+SCHEDULER_FLAGS: dict[str, tuple[ServiceFlag, Scheduler | None]] = {
     "ops": (ServiceFlag.ONE_PACKET, None),
     "sh-fallback": (ServiceFlag.SCHED_1, Scheduler.SH),
     "sh-port": (ServiceFlag.SCHED_2, Scheduler.SH),
@@ -81,10 +81,10 @@ def _flags_or_default(scheduler: Scheduler, flags: ServiceFlag) -> ServiceFlag:
 def _parse_flags(key: ObjectKey, text: str, scheduler: Scheduler, problems: list[Problem]) -> ServiceFlag:
     flags = ServiceFlag.NONE
     for name in filter(None, (part.strip() for part in text.split(","))):
-        flag, only = _FLAGS.get(name, (None, None))
+        flag, only = SCHEDULER_FLAGS.get(name, (None, None))
         if flag is None:
-            near = get_close_matches(name, _FLAGS, 1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(_FLAGS)}"
+            near = get_close_matches(name, SCHEDULER_FLAGS, 1)
+            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(SCHEDULER_FLAGS)}"
             problems.append(Problem(key, "UnknownSchedulerFlag", f"scheduler flag {name!r} is not known{hint}"))
         elif only is not None and only is not scheduler:
             message = f"scheduler flag {name!r} is for {only.value}, this Service uses {scheduler.value}"

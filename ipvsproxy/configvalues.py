@@ -1,0 +1,237 @@
+"""Values of configuration fields and flags: text or YAML in, checked Python values out.
+
+Knows: Go durations, addresses, CIDRs, listening addresses and what is wrong with a bad one. Must not know: which field
+it is, files. Called by `configfile` for every field and flag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from ipvsproxy.config import Bind, LocalMode, NodePortAddresses
+from ipvsproxy.model import Scheduler, ServiceFlag
+from ipvsproxy.scheduling import SCHEDULER_FLAGS, SCHEDULERS
+from kubecore.addresses import canonical_cidr, canonical_ip, family_of
+
+T = TypeVar("T")
+Parser = Callable[[Any], Any]
+
+_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_IS_DURATION = re.compile(r"([+-]?)((?:(?:\d+\.?\d*|\.\d+)(?:h|ms|m|s|us|µs|ns))+)").fullmatch
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|m|s|us|µs|ns)")
+_IS_INTERFACE = re.compile(r"[0-9A-Za-z_.:@-]{1,15}").fullmatch
+
+
+class BadValue(ValueError):  # noqa: N818 - says what it is
+    """A value that cannot be used: why, and what to write instead."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`did you mean "x"?`, or the known words if none is near."""
+    near = get_close_matches(word, known, 1) or [k for k in known if k.lower() == word.lower()]
+    return f'did you mean "{near[0]}"?' if near else f"known are {', '.join(sorted(known))}"
+
+
+def text(value: Any) -> str:
+    """Plain text."""
+    if not isinstance(value, str):
+        raise BadValue(f"{value!r} is not text", "put it in quotes")
+    return value.strip()
+
+
+def boolean(value: Any) -> bool:
+    """True or false; a flag's text too."""
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise BadValue(f"{value!r} is neither true nor false")
+    return value
+
+
+def integer(low: int, high: int) -> Parser:
+    """A parser of whole numbers within `low` and `high`."""
+
+    def parse(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise BadValue(f"{value!r} is not a whole number", f"write a number from {low} to {high}")
+        if not low <= value <= high:
+            raise BadValue(f"{value} is out of range", f"write a number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def number(value: Any) -> float:
+    """A number that is not negative."""
+    try:
+        parsed = float(value)
+    except (TypeError, ValueError):
+        raise BadValue(f"{value!r} is not a number") from None
+    if isinstance(value, bool) or not 0 <= parsed < float("inf"):
+        raise BadValue(f"{value!r} is not a number of 0 or more")
+    return parsed
+
+
+def duration_s(value: Any) -> float:
+    """Seconds of a Go duration such as 1h30m, 250ms or 0; never negative. Source: Go's time.ParseDuration."""
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    match = _IS_DURATION(value) if isinstance(value, str) else None
+    if match is None:
+        if value in {"0", "+0", "-0"}:
+            return 0.0
+        raise BadValue(f"{value!r} is not a duration", 'write a number and a unit, such as "30s", "1m30s" or "24h"')
+    sign, parts = match.groups()
+    seconds = sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION_PART.findall(parts))
+    if sign == "-" and seconds:
+        raise BadValue(f"{value!r} is negative", "write a duration of 0 or more")
+    return seconds
+
+
+def positive_duration_s(value: Any) -> float:
+    """As `duration_s`, more than 0."""
+    seconds = duration_s(value)
+    if not seconds:
+        raise BadValue(f"{value!r} is not more than 0", 'write a duration such as "30s"')
+    return seconds
+
+
+def whole_seconds(value: Any) -> int:
+    """A duration cut to whole seconds, as the kernel takes them; less than one becomes one, not "leave it"."""
+    seconds = duration_s(value)
+    return max(1, int(seconds)) if seconds else 0
+
+
+def address(value: Any) -> str:
+    """A canonical IP address."""
+    ip = canonical_ip(text(value))
+    if ip is None:
+        raise BadValue(f"{value!r} is not an IP address")
+    return ip
+
+
+def bind(default_port: int) -> Parser:
+    """A parser of IP:port, [IPv6]:port or an IP alone."""
+
+    def parse(value: Any) -> Bind:
+        given = text(value)
+        bare = canonical_ip(given)
+        if bare is not None:
+            return Bind(bare, default_port)
+        host, _, port = given.rpartition(":")
+        ip = canonical_ip(host.removeprefix("[").removesuffix("]"))
+        if ip is None or (":" in ip and not host.startswith("[")):
+            raise BadValue(f"{given!r} is not an IP address and port", f'write it as "0.0.0.0:{default_port}"')
+        if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise BadValue(f"{port!r} is not a port", "write a number from 1 to 65535")
+        return Bind(ip, int(port))
+
+    return parse
+
+
+def cidrs(value: Any) -> tuple[str, ...]:
+    """Canonical CIDRs of a list, or of a flag's comma-separated text."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list):
+        raise BadValue(f"{value!r} is not a list of CIDRs")
+    found = []
+    for item in items:
+        cidr = canonical_cidr(item) if isinstance(item, str) else None
+        if cidr is None:
+            raise BadValue(f"{item!r} is not a CIDR", 'write an address and a length, such as "10.0.0.0/8"')
+        found.append(cidr)
+    return tuple(found)
+
+
+def cluster_cidrs(value: Any) -> tuple[str, ...]:
+    """One CIDR, or one of each family, separated by a comma."""
+    if value == "":
+        return ()
+    found = cidrs(text(value))
+    if len(found) > 2 or (len(found) == 2 and family_of(found[0]) == family_of(found[1])):
+        raise BadValue(f"{value!r} is not one CIDR or a dual-stack pair", "give at most one CIDR of each family")
+    return found
+
+
+def node_port_addresses(value: Any) -> NodePortAddresses:
+    """CIDRs, or the single word primary."""
+    items = value.split(",") if isinstance(value, str) else value
+    if items == [""]:
+        return NodePortAddresses()
+    if isinstance(items, list) and "primary" in items:
+        if len(items) > 1:
+            raise BadValue('"primary" stands beside other values', 'write "primary" alone, or CIDRs only')
+        return NodePortAddresses(primary=True)
+    return NodePortAddresses(cidrs=cidrs(items))
+
+
+def interface(value: Any) -> str:
+    """An interface name or prefix; empty is unset."""
+    name = text(value)
+    if name and not _IS_INTERFACE(name):
+        raise BadValue(f"{name!r} is not an interface name", "at most 15 letters, digits and any of _ . : @ -")
+    return name
+
+
+def mode(value: Any) -> str:
+    """ipvs, or empty."""
+    name = text(value)
+    if name not in {"", "ipvs"}:
+        raise BadValue(
+            f'"{name}" is not what this proxy does',
+            'set mode: "ipvs", or run kube-proxy on this node',
+        )
+    return name
+
+
+def local_mode(value: Any) -> LocalMode:
+    """One of kube-proxy's detectLocalModes; empty is ClusterCIDR."""
+    name = text(value)
+    if not name:
+        return LocalMode.CLUSTER_CIDR
+    known = [m.value for m in LocalMode]
+    if name not in known:
+        raise BadValue(f'"{name}" is not known', nearest(name, known))
+    return LocalMode(name)
+
+
+def scheduler(value: Any) -> Scheduler:
+    """The scheduler of that name; empty is rr."""
+    name = text(value)
+    if not name:
+        return Scheduler.RR
+    if name not in SCHEDULERS:
+        raise BadValue(f'there is no IPVS scheduler "{name}"', nearest(name, list(SCHEDULERS)))
+    return SCHEDULERS[name]
+
+
+def scheduler_flags(value: Any) -> ServiceFlag:
+    """The flags named in a list or comma-separated text."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list):
+        raise BadValue(f"{value!r} is not a list of scheduler flags")
+    flags = ServiceFlag.NONE
+    for name in names:
+        if name not in SCHEDULER_FLAGS:
+            raise BadValue(f"there is no scheduler flag {name!r}", nearest(str(name), list(SCHEDULER_FLAGS)))
+        flags |= SCHEDULER_FLAGS[name][0]
+    return flags
+
+
+def log_level(value: Any) -> str:
+    """A level of `kubecore.log`."""
+    name = text(value).lower()
+    known = ["debug", "info", "warning", "error"]
+    if name not in known:
+        raise BadValue(f'"{name}" is not a level', nearest(name, known))
+    return name
