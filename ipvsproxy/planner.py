@@ -92,6 +92,10 @@ class Planner:
         """The node as last told."""
         return self._site.node
 
+    def node_port_addresses(self) -> tuple[str, ...]:
+        """Addresses that carry node ports, of both families."""
+        return tuple(address for family in FAMILIES for address in self._site.node_ports[family])
+
     @property
     def plans(self) -> Mapping[ObjectKey, ServicePlan]:
         """What each Service asks for, whether it got it or not."""
