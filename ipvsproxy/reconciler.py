@@ -200,6 +200,26 @@ class Reconciler:
             sizes[family] = (len(owned), reals, sum(1 for v in picture.vips if family_of(v) == family))
         return sizes
 
+    async def refresh_counters(self) -> None:
+        """Read traffic and connections of all virtual servers into the picture, for a scrape.
+
+        Raises: DataplaneError.
+        """
+        picture = self.picture
+        if picture is None:
+            return
+        for key, server in (await self._dataplane.dump_virtual_servers()).items():
+            known = picture.servers.get(key)
+            # Only counters are taken over: what differs otherwise is for the audit to see and to count as drift.
+            if (
+                known is None
+                or known.config != server.config
+                or known.real_servers.keys() != server.real_servers.keys()
+            ):
+                continue
+            if all(known.real_servers[k].config == real.config for k, real in server.real_servers.items()):
+                picture.put_server(key, server)
+
     # -- the loop
 
     async def run(self) -> None:
