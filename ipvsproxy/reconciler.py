@@ -54,6 +54,8 @@ START_PORTION = 2000
 """The same at start, when nobody waits for a single change and large transactions are cheaper."""
 AUDIT_PORTION = 100
 """Virtual servers read back in one slice of the audit; between slices changes go first."""
+COUNTERS_EVERY_S = 30.0
+"""A scrape reads the kernel's counters at most this often: a dump of 100,000 real servers costs about half a second."""
 NODE_PORT_RANGE = range(30000, 32768)
 """kube-apiserver's default --service-node-port-range; tells kube-proxy's node port servers from foreign ones."""
 
@@ -162,6 +164,7 @@ class Reconciler:
         self._problems: dict[ObjectKey, frozenset[Problem]] = {}
         self._no_local: dict[str, set[ObjectKey]] = {"internal": set(), "external": set()}
         self._legacy: set[str] = set()
+        self._counters_at_s = 0.0
         self._planner: Planner
         self._applier: Applier
         self.in_step = asyncio.Event()
@@ -205,9 +208,10 @@ class Reconciler:
 
         Raises: DataplaneError.
         """
-        picture = self.picture
-        if picture is None:
+        picture, now_s = self.picture, self._clock.monotonic()
+        if picture is None or now_s < self._counters_at_s:
             return
+        self._counters_at_s = now_s + COUNTERS_EVERY_S
         for key, server in (await self._dataplane.dump_virtual_servers()).items():
             known = picture.servers.get(key)
             # Only counters are taken over: what differs otherwise is for the audit to see and to count as drift.
