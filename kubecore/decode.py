@@ -111,6 +111,7 @@ WatchItem = Added | Modified | Deleted | Bookmark | Error | Unknown
 W = TypeVar("W", bound=wire.Object)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _AT = re.compile(r"(?s)(.*) - at `(?:key in )?\$\.?(.*)`")
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 
 class _Outcome(NamedTuple):
@@ -171,6 +172,8 @@ class _Codec(Generic[W]):
         key, version = self.identify(raw)
         at = _AT.fullmatch(str(error))
         field, reason = (at[2], at[1]) if at else ("", str(error))
+        if missing := _MISSING.fullmatch(reason):
+            field, reason = f"{field}.{missing[1]}".lstrip("."), "missing"
         if isinstance(error, RecursionError):
             field, reason = "", "nested too deeply"
         return _Outcome(key, None, version, (Skipped(self._resource, key, field, reason),))

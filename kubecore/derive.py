@@ -1,7 +1,7 @@
 """EndpointSlices for a Service that has none, made from Pods or from an Endpoints object as the controllers do it.
 
-Knows: the rules of the EndpointSlice controller and of the mirroring controller. Must not know: files, the store. Called
-by the file source, since manifests hold what people write and not what controllers make of it.
+Knows: the rules of the EndpointSlice controller and of the mirroring controller. Must not know: files, the store.
+Called by the file source, since manifests hold what people write and not what controllers make of it.
 
 Departures, because a folder of manifests is not a whole cluster: a Pod counts although its Node is not described; and
 the Endpoints of a Service with a selector are used if no Pod matches it (a dump that left the Pods out).
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
+
+import msgspec
 
 from kubecore.addresses import family_of
 from kubecore.model import (
@@ -89,7 +91,8 @@ def _from_pods(service: Service, pods: Iterable[Pod], nodes: Mapping[ObjectKey, 
             if addresses:
                 ports = tuple(_ports(service, pod))
                 groups.setdefault(ports, []).append(_endpoint(service, pod, addresses, nodes))
-        yield from _slices(service, "pods", family, groups, labels, 0.0)
+        like = EndpointSlice(service.namespace, "pods", service.name, family, labels=labels)
+        yield from _slices(like, groups)
 
 
 def _endpoint(
@@ -149,31 +152,34 @@ def _mirrored(service: Service, endpoints: Endpoints) -> Iterator[EndpointSlice]
             group.setdefault(endpoint.addresses, endpoint)
     for family, by_ports in groups.items():
         found = {ports: list(group.values()) for ports, group in by_ports.items()}
-        yield from _slices(service, "endpoints", family, found, endpoints.labels, endpoints.trigger_s)
+        like = EndpointSlice(
+            service.namespace,
+            "endpoints",
+            service.name,
+            family,
+            labels=endpoints.labels,
+            trigger_s=endpoints.trigger_s,
+        )
+        yield from _slices(like, found)
 
 
 # -- both
 
 
 def _slices(
-    service: Service,
-    origin: str,
-    family: Family,
+    like: EndpointSlice,
     groups: Mapping[tuple[EndpointPort, ...], list[Endpoint]],
-    labels: _Pairs,
-    trigger_s: float,
 ) -> Iterator[EndpointSlice]:
-    """One slice for each set of ports, or more where it has too many endpoints; names are stable and plainly ours."""
+    """Slices as `like`, one for each set of ports, or more where it has too many endpoints; names are stable.
+
+    A name is `SERVICE.ORIGIN-ipvN-n`: with its dot, no name a controller would make.
+    """
     number = count()
     for ports, endpoints in groups.items():
         for at in range(0, len(endpoints), MAX_ENDPOINTS_PER_SLICE):
-            yield EndpointSlice(
-                namespace=service.namespace,
-                name=f"{service.name}.{origin}-ipv{family}-{next(number)}",
-                service=service.name,
-                family=family,
+            yield msgspec.structs.replace(
+                like,
+                name=f"{like.service}.{like.name}-ipv{like.family}-{next(number)}",
                 ports=ports,
                 endpoints=tuple(endpoints[at : at + MAX_ENDPOINTS_PER_SLICE]),
-                labels=labels,
-                trigger_s=trigger_s,
             )

@@ -52,6 +52,14 @@ PROCESS_STOPPED = "process.daemon.stopped"
 
 # -- kubecore: decode, files
 OBJECT_SKIPPED = "kubecore.object.skipped"
+MANIFEST_PATH_UNREADABLE = "manifest.path.unreadable"
+MANIFEST_PATH_RESTORED = "manifest.path.restored"
+MANIFEST_FILE_APPLIED = "manifest.file.applied"
+MANIFEST_FILE_REMOVED = "manifest.file.removed"
+MANIFEST_FILE_REJECTED = "manifest.file.rejected"
+MANIFEST_FIELD_IGNORED = "manifest.field.ignored"
+MANIFEST_OBJECT_QUESTIONED = "manifest.object.questioned"
+MANIFEST_KIND_IGNORED = "manifest.kind.ignored"
 
 # -- kubecore: watch
 WATCH_LIST_COMPLETED = "watch.list.completed"
