@@ -147,11 +147,11 @@ class HostNetwork(msgspec.Struct, frozen=True, gc=False):
     """What a NodeView needs from the kernel. Equal networks mean that nothing of it changed."""
 
     addresses: tuple[InterfaceAddress, ...] = ()
-    """Of every interface that is up, the loopback's and kube-ipvs0's too, sorted; IPv6 ones still in duplicate
-    detection or failed are left out."""
+    """Of every interface, the loopback's and kube-ipvs0's too, sorted; IPv6 ones that failed duplicate detection, or
+    are still in it, are left out."""
     links: tuple[Link, ...] = ()
     gateways: frozenset[str] = frozenset()
-    """Next hops of the routes of every table but local."""
+    """Next hops of the unicast routes of every table."""
 
 
 class DataPlane(Interface):
