@@ -76,6 +76,8 @@ class Fast(NamedTuple):
     """What `forget` will name when the reply changes."""
     cell: Callable[[int, int, bool], Cell]
     """The counter for (bytes of the query, bytes of the reply, DO)."""
+    max_udp_bytes: int = 65535
+    """The server block's own limit."""
 
 
 Resolve = Callable[[bytes, int, bool, bool], Fast | None]
@@ -138,6 +140,8 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     """Of the tails."""
     tag: bytes
     lower_only: bool
+    limit: int
+    """Bytes, id not counted, however much the client takes."""
 
     @property
     def tails(self) -> tuple[bytes, ...]:
@@ -173,10 +177,9 @@ class _Generation:
 class HotPath:
     """The layers for one transport and family. See the module's words."""
 
-    def __init__(self, resolve: Resolve, *, tcp: bool = False, max_udp_bytes: int = 65535) -> None:
+    def __init__(self, resolve: Resolve, *, tcp: bool = False) -> None:
         self._resolve = resolve
         self._tcp = tcp
-        self._max_udp_bytes = max_udp_bytes
         self._shapes: dict[bytes, _Shape] = {}
         self._young = _Generation()
         self._old = _Generation()
@@ -228,7 +231,7 @@ class HotPath:
         if entry.lower_only and lower != name:
             return None
         reply = entry.head + key[10:split] + tail + shape.opt + entry.options
-        if len(reply) > shape.limit:
+        if len(reply) > shape.limit or len(reply) > entry.limit:
             return None
         entry.cell.hits += 1
         return reply
@@ -246,7 +249,7 @@ class HotPath:
             if ttl & ~_DO or rest[9:] != b"\0\0":
                 return None  # an extended RCODE, another version, unknown flags, or options
             do, opt = bool(ttl & _DO), rest[:9]
-            limit = min(max(512, int.from_bytes(rest[3:5], "big")), max(512, self._max_udp_bytes))
+            limit = max(512, int.from_bytes(rest[3:5], "big"))
         number = bool(flags & _RD) | bool(flags & _CD) << 1 | do << 2 | bool(opt) << 3
         shape = _Shape(_VARIANTS[number], (65535 if self._tcp else limit) - 2, opt)
         if len(self._shapes) >= _SHAPES:
@@ -263,7 +266,7 @@ class HotPath:
                 return None
             tails = entry.tails
             around = len(entry.head) + len(question) + len(shape.opt) + len(entry.options)
-            if around + len(tails[0]) > shape.limit or sum(map(len, tails)) > _MEMO_REPLY_BYTES:
+            if around + len(tails[0]) > min(shape.limit, entry.limit) or sum(map(len, tails)) > _MEMO_REPLY_BYTES:
                 self._keep(self._young.tables[shape.variant.number], question, entry, sum(map(len, tails)))
                 return None
             replies = tuple(entry.head + question + tail + shape.opt + entry.options for tail in tails)
@@ -300,7 +303,8 @@ class HotPath:
         replied = asked + len(prepared.tails[0]) + variant.edns * len(prepared.options)
         cell = fast.cell(asked, replied, variant.do)
         rotation = Rotation(prepared.tails, cell) if len(prepared.tails) > 1 else None
-        return _Entry(head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only)
+        limit = 65535 if self._tcp else fast.max_udp_bytes - 2
+        return _Entry(head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only, limit)
 
     # -- keeping and forgetting
 

@@ -96,3 +96,6 @@ HEALTH_CHECK_STARTED = "ipvsproxy.health_check.started"
 # -- dnsserver: configuration, zone
 
 # -- dnsserver: server, forwarder, cache
+DNS_LISTENER_OPENED = "dns.listener.opened"
+DNS_LISTENER_CLOSED = "dns.listener.closed"
+DNS_QUERY_FAILED = "dns.query.failed"
