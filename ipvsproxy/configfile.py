@@ -141,7 +141,7 @@ class _Reader:
             if name in fields:
                 yield path, value
             elif name in ignored:
-                if value not in (None, "", 0, "0s", False, [], {}):
+                if _says_something(value):
                     self.ignored.append(f"{document.file}:{document.line_of(path)}: {name} has no effect here")
             elif any(f.startswith(f"{name}.") for f in (*fields, *ignored)):
                 if isinstance(value, dict):
@@ -205,6 +205,13 @@ class _Reader:
     def _mistake(self, target: str, reason: str, remedy: str) -> None:
         source = self.sources.get(target)
         self.mistakes.append(source.mistake(reason, remedy) if source else f"{target}: {reason}; {remedy}")
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a field without effect was set on purpose: kubeadm writes every field there is, mostly empty."""
+    if isinstance(value, dict):
+        return any(map(_says_something, value.values()))
+    return value not in (None, "", "0", 0, "0s", False, [])
 
 
 def _assign(config: Config, values: Mapping[str, Any]) -> Config:

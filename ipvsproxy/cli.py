@@ -1,0 +1,50 @@
+"""The command line: which commands there are, and exit codes.
+
+Knows: argparse. Must not know: what a command does (`commands`). Called by `__main__`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; `diff` has its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from ipvsproxy.commands.options import UsageError, tell
+from ipvsproxy.sources import SourceError
+from kubecore import __version__
+
+COMMANDS = ("plan",)
+"""Modules in `commands`, in the order of the help."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    root = argparse.ArgumentParser(
+        prog="ipvsproxy",
+        description="Kubernetes service proxy on IPVS: makes the Services of a cluster work on this node.",
+    )
+    root.add_argument("--version", action="version", version=f"ipvsproxy {__version__}")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        import_module(f"ipvsproxy.commands.{name}").add(commands)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except UsageError as error:
+        tell(str(error))
+        return 2
+    except SourceError as error:
+        tell(f"ipvsproxy: {error}")
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; nothing is left to be said
+        return 1
+    return code

@@ -1,0 +1,100 @@
+"""Options that several commands share, and what they come to.
+
+Knows: argparse, reading the configuration file, the node's name. Must not know: what a command does with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ipvsproxy.configfile import Loaded
+
+_FLAG = "flag:"
+"""Prefix of the attributes that hold kube-proxy's flags, apart from a command's own options."""
+
+
+class UsageError(Exception):
+    """The command line or the configuration is wrong: a line each; exit code 2."""
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """`--config` and every flag of kube-proxy that means something here."""
+    from ipvsproxy.configfile import FLAGS  # noqa: PLC0415
+    from ipvsproxy.configvalues import boolean  # noqa: PLC0415
+
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), unmodified; a second document of kind "
+        "IPVSProxyConfiguration (ipvsproxy.io/v1alpha1) has what is ours. Default: kube-proxy's defaults",
+    )
+    group = parser.add_argument_group("settings (as kube-proxy's flags; a flag beats the file)")
+    for name, field in FLAGS.items():
+        kwargs = {"nargs": "?", "const": "true"} if field.parse is boolean else {}
+        group.add_argument(
+            f"--{name}",
+            dest=f"{_FLAG}{name}",
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=field.help.replace("%", "%%"),
+            **kwargs,  # type: ignore[arg-type]  # two keywords of add_argument, both text
+        )
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """`--source` and `--node`."""
+    parser.add_argument(
+        "--source",
+        default="cluster",
+        metavar="cluster|PATH",
+        help="where Services, EndpointSlices and Nodes come from: the API server (default), or a file or directory of "
+        "manifests",
+    )
+    parser.add_argument(
+        "--node",
+        metavar="NAME",
+        help="this node's name (default: hostnameOverride, $NODE_NAME, the hostname)",
+    )
+
+
+def settings(args: argparse.Namespace) -> Loaded:
+    """Configuration from `--config` and flags.
+
+    Raises: UsageError with everything that is wrong.
+    """
+    from ipvsproxy.configfile import ConfigError, load_config  # noqa: PLC0415
+
+    text = None
+    if args.config:
+        try:
+            text = Path(args.config).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise UsageError(f"{args.config}: {reason}; give a file with --config") from error
+    flags = {name.removeprefix(_FLAG): value for name, value in vars(args).items() if name.startswith(_FLAG)}
+    try:
+        return load_config(text, args.config or "", flags)
+    except ConfigError as error:
+        raise UsageError("\n".join(error.mistakes)) from error
+
+
+def this_node(args: argparse.Namespace, loaded: Loaded) -> str:
+    """The name of the node to work for. Raises: UsageError."""
+    from ipvsproxy.configfile import ConfigError, node_name  # noqa: PLC0415
+
+    environment = os.environ.get("NODE_NAME")
+    try:
+        return node_name(loaded.config, flag=args.node, environment=environment, hostname=socket.gethostname())
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+
+
+def tell(message: str) -> None:
+    """Say something to the person at the terminal: stdout is the answer's alone."""
+    print(message, file=sys.stderr)
