@@ -141,6 +141,9 @@ class _Look:
             servers = self._name_servers()
             answer = tuple(records.ns(self.owner, self.ttl_s, name) for name in servers)
             return Found(Kind.DATA, answer, self._glue(servers.items()))
+        if self.qtype == QType.PTR:  # a zone may be one address: a /32 or /128
+            found = self._reverse()
+            return found if found.kind is Kind.DATA else NODATA
         return NODATA
 
     def _own_addresses(self, labels: list[str]) -> Found:

@@ -1,0 +1,124 @@
+"""A cluster in a few words, for tests of the zone: Services, slices, pods and namespaces as one-liners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from dnsserver import names
+from dnsserver.config import KubernetesConfig
+from dnsserver.zone import Zone
+from kubecore.model import (
+    RESOURCE_OF,
+    Delete,
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    KubeObject,
+    Listed,
+    Namespace,
+    Pod,
+    Port,
+    Protocol,
+    Resource,
+    Service,
+    ServiceType,
+    Upsert,
+)
+from kubecore.snapshot import ClusterState
+
+SERIAL = 1_700_000_000
+
+
+def _split(key: str) -> tuple[str, str]:
+    namespace, name = key.split("/")
+    return namespace, name
+
+
+def _ports(text: str) -> Iterable[tuple[str, int, Protocol]]:
+    """`http:80/TCP dns:53/UDP 8080` - an unnamed port has no colon, TCP is the default."""
+    for word in text.split():
+        front, _, protocol = word.partition("/")
+        name, _, number = front.rpartition(":")
+        yield name, int(number), Protocol(protocol or "TCP")
+
+
+def service(key: str, ips: str = "", ports: str = "", **more: object) -> Service:
+    """A ClusterIP Service; `ips="None"` makes it headless, `to=` an ExternalName."""
+    namespace, name = _split(key)
+    external = str(more.pop("to", ""))
+    made = Service(
+        namespace=namespace,
+        name=name,
+        type=ServiceType.EXTERNAL_NAME if external else ServiceType.CLUSTER_IP,
+        cluster_ips=() if ips == "None" else tuple(ips.split()),
+        headless=ips == "None",
+        ports=tuple(Port(name=n, port=p, protocol=q) for n, p, q in _ports(ports)),
+        external_name=external,
+    )
+    return msgspec.structs.replace(made, **more)
+
+
+def piece(of: str, endpoints: str, ports: str = "", name: str = "a", **more: object) -> EndpointSlice:
+    """A slice. Endpoints: `10.1.0.1=web-0` with hostname, `10.1.0.1@pod-x` of a pod, `10.1.0.2!` not ready."""
+    namespace, svc = _split(of)
+    made = []
+    for word in endpoints.split():
+        ready = not word.endswith("!")
+        rest, _, pod = word.rstrip("!").partition("@")
+        address, _, hostname = rest.partition("=")
+        made.append(Endpoint(addresses=(address,), ready=ready, serving=ready, hostname=hostname, target_name=pod))
+    built = EndpointSlice(
+        namespace=namespace,
+        name=f"{svc}-{name}",
+        service=svc,
+        family=6 if ":" in endpoints.split("=", maxsplit=1)[0] else 4,
+        ports=tuple(EndpointPort(name=n, port=p, protocol=q) for n, p, q in _ports(ports)),
+        endpoints=tuple(made),
+    )
+    return msgspec.structs.replace(built, **more)
+
+
+def namespace(name: str, **labels: str) -> Namespace:
+    return Namespace(name=name, labels=tuple(sorted(labels.items())))
+
+
+def pod(key: str, ips: str, phase: str = "Running", **more: object) -> Pod:
+    ns, name = _split(key)
+    return msgspec.structs.replace(Pod(namespace=ns, name=name, ips=tuple(ips.split()), phase=phase), **more)
+
+
+def state_of(*objects: KubeObject, listed: bool = True) -> ClusterState:
+    state = ClusterState()
+    put(state, *objects)
+    for resource in Resource if listed else ():
+        state.apply_event(Listed(resource))
+    state.take_changes()
+    return state
+
+
+def put(state: ClusterState, *objects: KubeObject) -> None:
+    for obj in objects:
+        state.apply_event(Upsert(obj))
+
+
+def remove(state: ClusterState, *objects: KubeObject) -> None:
+    for obj in objects:
+        state.apply_event(Delete(RESOURCE_OF[type(obj)], obj.key))
+
+
+def config(zones: str = "cluster.local", **more: object) -> KubernetesConfig:
+    wire = tuple(zone for text in zones.split() for zone in names.zones_of(text))
+    fallthrough = more.pop("fallthrough", None)
+    if isinstance(fallthrough, str):
+        more["fallthrough"] = tuple(zone for text in fallthrough.split() for zone in names.zones_of(text))
+    return KubernetesConfig(zones=wire, **more)  # type: ignore[arg-type]
+
+
+def zone_of(
+    *objects: KubeObject, settings: KubernetesConfig | None = None, local: str = "", listed: bool = True
+) -> Zone:
+    zone = Zone(settings or config(), local.split())
+    zone.load(state_of(*objects, listed=listed), SERIAL)
+    return zone
