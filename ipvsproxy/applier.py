@@ -175,11 +175,12 @@ def _chunks(ops: list[Op]) -> Iterator[list[Op]]:
 def describe(error: DataplaneError) -> str:
     """One line for a person: operation, its key, and what the kernel said."""
     name = errno.errorcode.get(error.errno, str(error.errno))
-    what = "" if error.op is None else f"{type(error.op).__name__} {_subject(error.op)}: "
+    what = "" if error.op is None else f"{type(error.op).__name__} {subject(error.op)}: "
     return f"{what}{error.detail or name}"
 
 
-def _subject(op: Op) -> str:
+def subject(op: Op) -> str:
+    """What an operation is about, for a person."""
     match op:
         case AddVirtualServer(key) | EditVirtualServer(key) | DeleteVirtualServer(key):
             return str(key)

@@ -30,7 +30,7 @@ from ipvsproxy.reconciler import Reconciler, Surroundings
 from kubecore import __version__, log
 from kubecore.api import ApiClient
 from kubecore.metrics import StoreCollector
-from kubecore.model import Family, ObjectKey, Resource
+from kubecore.model import Family, ObjectKey
 from kubecore.opsserver import Address, OpsServer, metrics_route, new_registry, text_route
 from kubecore.store import Source, Store
 
@@ -189,18 +189,6 @@ class Daemon:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         reply: dict[str, Any] = await self._client.request(method, path, body, content_type=kind)
         return reply
-
-
-WATCHED = (Resource.SERVICES, Resource.ENDPOINT_SLICES, Resource.NODES)
-"""What the proxy follows, from either source."""
-
-LABEL_SELECTORS = {
-    Resource.SERVICES: "!service.kubernetes.io/service-proxy-name",
-    Resource.ENDPOINT_SLICES: "!service.kubernetes.io/headless",
-}
-"""What leaves a selection (a label added later) is gone for us: its virtual servers are taken down."""
-
-FIELD_SELECTORS = {Resource.SERVICES: "spec.clusterIP!=None"}
 
 
 def families_here(root: Path = Path("/proc")) -> tuple[Family, ...]:

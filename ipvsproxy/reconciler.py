@@ -42,6 +42,7 @@ from ipvsproxy.nodeview import NodeView, node_view
 from ipvsproxy.picture import Picture
 from ipvsproxy.planner import Planner, in_order, priority
 from ipvsproxy.site import FAMILIES
+from ipvsproxy.takeover import left_by_kube_proxy
 from kubecore import log
 from kubecore.addresses import family_of
 from kubecore.backoff import Backoff
@@ -56,8 +57,6 @@ AUDIT_PORTION = 100
 """Virtual servers read back in one slice of the audit; between slices changes go first."""
 COUNTERS_EVERY_S = 30.0
 """A scrape reads the kernel's counters at most this often: a dump of 100,000 real servers costs about half a second."""
-NODE_PORT_RANGE = range(30000, 32768)
-"""kube-apiserver's default --service-node-port-range; tells kube-proxy's node port servers from foreign ones."""
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -316,7 +315,9 @@ class Reconciler:
         vips = await dataplane.dump_vips()
         elements = await dataplane.dump_elements() or set()
         self._legacy = await dataplane.dump_device_addresses()
-        adopted = self._left_by_kube_proxy(servers, has_table=bool(elements))
+        own = {a.address for a in self._host.addresses}
+        # Once our own table is there, the table alone says what is ours.
+        adopted = left_by_kube_proxy(servers, self._legacy, own) if not elements else set()
         picture = Picture(servers, vips, elements, adopted)
         self._applier = Applier(dataplane, picture, self._count)
         self._store.take_changes()  # everything is planned below
@@ -344,21 +345,6 @@ class Reconciler:
             found=len(servers),
             seconds=round(self._clock.monotonic() - started_s, 3),
         )
-
-    def _left_by_kube_proxy(self, servers: Iterable[VirtualServerKey], *, has_table: bool) -> set[VirtualServerKey]:
-        """Virtual servers of kube-proxy's IPVS mode: at addresses on its device, and node ports beside them.
-
-        Only a node with addresses on kube-ipvs0 has had a kube-proxy in IPVS mode; once our own table is there, the
-        table alone says what is ours.
-        """
-        if not self._legacy or has_table:
-            return set()
-        own = {a.address for a in self._host.addresses}
-        return {
-            key
-            for key in servers
-            if key.address in self._legacy or (key.address in own and key.port in NODE_PORT_RANGE)
-        }
 
     async def _patiently(self, dump: Callable[[], object]) -> dict[VirtualServerKey, ActualVirtualServer]:
         """A dump that is interrupted by somebody's changes is asked for again, a few times."""

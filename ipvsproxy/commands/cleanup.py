@@ -1,0 +1,108 @@
+"""`ipvsproxy cleanup`: takes away what is ours (and what kube-proxy's IPVS mode left), and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING
+
+from ipvsproxy.commands.options import tell
+
+if TYPE_CHECKING:
+    from ipvsproxy.dataplane import DataPlane
+    from ipvsproxy.model import VirtualServerKey
+
+_DESCRIPTION = """\
+Remove this proxy's virtual servers, routes, nftables table and device. Foreign virtual servers, addresses and tables
+stay. May be repeated; what is not there is no error. Services stop working on this node until a proxy runs again.
+Exit code: 0 nothing of ours is left, 1 something could not be removed.
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "cleanup", help="remove what is ours from this node's kernel", description=_DESCRIPTION
+    )
+    parser.add_argument(
+        "--kube-proxy",
+        action="store_true",
+        help="also what kube-proxy's IPVS mode left: its virtual servers, addresses, iptables chains and ipsets, "
+        "IPv4 and IPv6",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the command out."""
+    from ipvsproxy.applier import describe  # noqa: PLC0415
+    from ipvsproxy.dataplane import DataplaneError, Unsupported  # noqa: PLC0415
+    from ipvsproxy.kernel.plane import KernelDataPlane  # noqa: PLC0415
+
+    async def clean() -> list[str]:
+        async with await KernelDataPlane.open() as dataplane:
+            done = await clean_up(dataplane, kube_proxy=args.kube_proxy)
+        if args.kube_proxy:
+            done += await _remove_kube_proxys_rules()
+        return done
+
+    try:
+        done = asyncio.run(clean())
+    except Unsupported as error:
+        # Without IPVS in the kernel there can be no virtual server; say so, for it may be a mistake of the user's.
+        tell(f"nothing to remove: {describe(error)}")
+        return 0
+    except DataplaneError as error:
+        tell(f"ipvsproxy: not everything could be removed: {describe(error)}; try again once that is put right")
+        return 1
+    for line in done or ["nothing of ours was there"]:
+        print(line)
+    return 0
+
+
+async def clean_up(dataplane: DataPlane, *, kube_proxy: bool) -> list[str]:
+    """Reconcile `dataplane` towards the empty state; returns what was removed, a line each.
+
+    Idempotent. Foreign virtual servers stay.
+
+    Raises: DataplaneError with the first operation that failed; repeat to go on.
+    """
+    from ipvsproxy.applier import Applier  # noqa: PLC0415
+    from ipvsproxy.diff import diff  # noqa: PLC0415
+    from ipvsproxy.model import Desired  # noqa: PLC0415
+    from ipvsproxy.picture import Picture  # noqa: PLC0415
+
+    elements = await dataplane.dump_elements()
+    servers, vips = await dataplane.dump_virtual_servers(), await dataplane.dump_vips()
+    leftovers = await dataplane.dump_device_addresses()
+    adopted: set[VirtualServerKey] = set()
+    if kube_proxy:
+        from ipvsproxy.takeover import left_by_kube_proxy  # noqa: PLC0415
+
+        own = {a.address for a in (await dataplane.read_host()).addresses}
+        adopted = left_by_kube_proxy(servers, leftovers, own)
+    picture = Picture(servers, vips, elements or (), adopted)
+    gone = picture.owned()
+    applier = Applier(dataplane, picture, lambda _name, _outcome: None)
+    failures = await applier.apply(diff(Desired({}, {}, {}), picture))
+    if failures:
+        raise failures[0]
+    done = [f"virtual server {key}" for key in gone] + [f"route to {vip}" for vip in sorted(vips)]
+    if elements is not None:
+        await dataplane.remove_table()
+        done.append("nftables table")
+    if kube_proxy and leftovers:
+        await dataplane.release_addresses(leftovers)
+        done += [f"address {address} of kube-ipvs0" for address in sorted(leftovers)]
+        leftovers = set()
+    if not leftovers:
+        # With addresses of a kube-proxy's on it the device is still somebody's.
+        await dataplane.remove_device()
+    return done
+
+
+async def _remove_kube_proxys_rules() -> list[str]:
+    from ipvsproxy.kernel.kubeproxy import remove_chains, remove_sets  # noqa: PLC0415
+
+    done = [f"kube-proxy's {command} chains" for command in await remove_chains()]
+    return done + [f"ipset {name}" for name in await remove_sets()]
