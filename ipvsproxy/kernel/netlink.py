@@ -180,7 +180,7 @@ class Netlink:
     async def _read_errors(self, base: int, first: int, last: int, failures: dict[int, Failure]) -> None:
         while True:
             data = await self._receive()
-            for kind, flags, sequence, start, end in _messages(data):
+            for kind, flags, sequence, start, end in split(data):
                 index = (sequence - base) & 0xFFFFFFFF
                 if kind != _ERROR or not first <= index <= last:
                     continue
@@ -201,7 +201,7 @@ class Netlink:
             answers: list[bytes] = []
             while True:
                 data = await self._receive()
-                for kind, flags, seq, start, end in _messages(data):
+                for kind, flags, seq, start, end in split(data):
                     if seq != sequence:
                         continue
                     if kind != _ERROR:
@@ -225,7 +225,7 @@ class Netlink:
             while not done:
                 data = await self._receive()
                 payloads: list[bytes] = []
-                for kind, flags, seq, start, end in _messages(data):
+                for kind, flags, seq, start, end in split(data):
                     if seq != sequence:
                         continue
                     interrupted |= bool(flags & _DUMP_INTERRUPTED)
@@ -290,7 +290,7 @@ def enlarge_receive_buffer(sock: socket.socket, size: int) -> int:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 
-def _messages(data: bytes) -> list[tuple[int, int, int, int, int]]:
+def split(data: bytes) -> list[tuple[int, int, int, int, int]]:
     """(type, flags, sequence, start of payload, end) of each message in a datagram."""
     found = []
     offset = 0

@@ -1,0 +1,129 @@
+"""Runs nft: one process a transaction or listing.
+
+Knows: how nft is called, and how its complaints name what they are about. Must not know: the table's text (nftables).
+Called by plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ipvsproxy.dataplane import Op, Unsupported
+from ipvsproxy.kernel.errors import error_for
+
+_LIST = ("nft", "-j", "list", "table")
+_LOCATION = re.compile(r"^(?:\S+?:(\d+):(\d+)-(\d+): )?Error: (.*)$", re.MULTILINE)
+_COULD_NOT = "Could not process rule: "
+_ERRNO = {os.strerror(code): code for code in errno.errorcode}
+_QUOTE_CHARS = 120
+_REMEDY = "nft is not there: install package nftables"
+_VOLATILE = frozenset({"handle", "packets", "bytes", "elem", "metainfo"})
+
+
+class Nft:
+    """nft on one table.
+
+    Args:
+        family: the table's family, as nft spells it.
+        table: its name.
+        on_start: told the pid of each process before it can change anything; netlink names its changes by that number.
+    """
+
+    def __init__(self, family: str, table: str, on_start: Callable[[int], None] = lambda _: None) -> None:
+        self._family = family
+        self._table = table
+        self._on_start = on_start
+        self._lock = asyncio.Lock()
+
+    async def run(self, script: str, op: Op | None = None) -> None:
+        """Do all of `script` in one transaction.
+
+        Raises: DataplaneError that quotes what nft stumbled over; then nothing was done.
+        """
+        async with self._lock:
+            code, _, complaint = await self._exec(("nft", "-f", "-"), script.encode())
+        if code:
+            number, detail = explain(script, complaint)
+            raise error_for(op, number, detail)
+
+    async def listing(self) -> dict[str, Any] | None:
+        """The table as `nft -j` lists it; None if there is none."""
+        code, listed, complaint = await self._exec((*_LIST, self._family, self._table))
+        if not code:
+            # Decoding a large table takes a while; a thread lets the loop go on.
+            return await asyncio.to_thread(msgspec.json.decode, listed, type=dict[str, Any])
+        number, detail = explain("", complaint)
+        if number == errno.ENOENT:
+            return None
+        raise error_for(None, number, detail)
+
+    async def remove(self) -> None:
+        """Delete the table; harmless if there is none."""
+        name = f"table {self._family} {self._table}"
+        await self.run(f"{name}\ndelete {name}\n")  # made first, for deleting what is not there is an error
+
+    async def version(self) -> tuple[int, ...]:
+        """Nft's version.
+
+        Raises: Unsupported if it is not there.
+        """
+        _, text, _ = await self._exec(("nft", "--version"))
+        match = re.search(rb"v(\d+(?:\.\d+)*)", text)
+        return tuple(int(part) for part in match[1].split(b".")) if match else ()
+
+    async def _exec(self, argv: tuple[str, ...], stdin: bytes = b"") -> tuple[int, bytes, str]:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C"},  # its words are matched
+            )
+        except FileNotFoundError as error:
+            raise Unsupported(None, errno.ENOENT, _REMEDY) from error
+        try:
+            self._on_start(process.pid)
+            out, complaint = await process.communicate(stdin)
+        except BaseException:
+            # Cancelled: half a script must not be taken for all of it. The kernel has the whole transaction or nothing.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            raise
+        return process.returncode or 0, out, complaint.decode("utf-8", "replace")
+
+
+def explain(script: str, complaint: str) -> tuple[int, str]:
+    """Errno and one line that says what nft complained about, quoting that part of `script`."""
+    match = _LOCATION.search(complaint)
+    if match is None:
+        return errno.EINVAL, f"nft: {complaint.strip().splitlines()[0] if complaint.strip() else 'no reason given'}"
+    words = match[4].removeprefix(_COULD_NOT)
+    number = next((code for text, code in _ERRNO.items() if words.startswith(text)), errno.EINVAL)
+    lines = script.splitlines()
+    line, start, end = (int(place or 0) for place in match.group(1, 2, 3))
+    if not 1 <= line <= len(lines):  # about the command line
+        return number, f"nft: {words}"
+    about = lines[line - 1][start - 1 : end]
+    head = " ".join(lines[line - 1].split()[:5])
+    quoted = about if len(about) <= _QUOTE_CHARS else f"{about[:_QUOTE_CHARS]}…"
+    return number, f"nft: {words}: {quoted!r} in `{head} …`"
+
+
+def shape(listing: dict[str, Any]) -> bytes:
+    """What a table is apart from the elements in it and what it counted: equal for equal rules, sets and chains."""
+    return msgspec.json.encode([_steady(item) for item in listing["nftables"] if "metainfo" not in item])
+
+
+def _steady(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _steady(v) for k, v in value.items() if k not in _VOLATILE}
+    return [_steady(v) for v in value] if isinstance(value, list) else value
