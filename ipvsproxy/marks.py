@@ -24,7 +24,7 @@ class PortIdentity(NamedTuple):
     """What a mark belongs to: one port of one Service in one family."""
 
     service: ObjectKey
-    port: str
+    port: int
     protocol: Protocol
     family: Family
 

@@ -163,7 +163,7 @@ class _Planning:
     def result(self) -> ServicePlan:
         service = self.service
         external_local = is_external_local(service)
-        families = cluster_ips(service)
+        families = cluster_ips(service) if service.ports else []  # a VIP without a port would be reachable for nothing
         for family, cluster_ip in families:
             externals = list(self._externals(family))
             self._claim(cluster_ip, "clusterIP")
@@ -273,7 +273,12 @@ class _Planning:
             port.protocol,
             one_packet_udp=site.config.additions.one_packet_udp,
         )
-        external = len(fronts) > 1
+        answering: dict[VirtualServerKey, _Front] = {}
+        for front in fronts:
+            key = VirtualServerKey(family, port.protocol, front.address, front.port)
+            if key not in self.entries:
+                answering.setdefault(key, front)  # one address by two ways (ingress and externalIP, say): the first
+        external = any(f.external for f in answering.values())
         internal_local = self.service.internal_policy is TrafficPolicy.LOCAL
         cluster = local = _Targets((), _NONE, _NONE)
         if not internal_local or external:
@@ -283,13 +288,10 @@ class _Planning:
         lacks_local = usable.exists and not usable.local
         mark = 0
         if external and external_local:
-            mark = self._mark(port, family, fronts, cluster, config)
+            mark = self._mark(port, family, answering, cluster, config)
             self.no_local_external |= lacks_local
         self.no_local_internal |= internal_local and lacks_local
-        for front in fronts:
-            key = VirtualServerKey(family, port.protocol, front.address, front.port)
-            if key in self.entries:
-                continue  # one address by two ways (ingress and externalIP, say): the first holds
+        for key, front in answering.items():
             is_local = external_local if front.external else internal_local
             targets = local if is_local else cluster
             kind = _kind(front, is_local=is_local, lacks_local=lacks_local)
@@ -316,24 +318,18 @@ class _Planning:
         self,
         port: Port,
         family: Family,
-        fronts: list[_Front],
+        answering: dict[VirtualServerKey, _Front],
         cluster: _Targets,
         config: VirtualServerConfig,
     ) -> int:
         """Plan the virtual server by firewall mark that serves this node's own sources; returns its mark."""
-        outer = [f for f in fronts if f.external]
-        claims = [
-            (e.set, e.key)
-            for f in outer
-            for e in [sets.mark(VirtualServerKey(family, port.protocol, f.address, f.port), 0)]
-        ]
-        mark = self.marks.of(PortIdentity(self.service.key, port.name, port.protocol, family), claims)
+        outer = [key for key, front in answering.items() if front.external]
+        claims = [(e.set, e.key) for e in (sets.mark(key, 0) for key in outer)]
+        mark = self.marks.of(PortIdentity(self.service.key, port.port, port.protocol, family), claims)
         key = VirtualServerKey(family, None, "", 0, mark)
-        addresses = tuple(dict.fromkeys((f.address, f.port) for f in outer))
+        fronts = tuple((k.address, k.port) for k in outer)
         self.marked.append(
-            PlannedVirtualServer(
-                key, config, cluster.wanted, cluster.draining, cluster.listed, port.protocol, addresses
-            ),
+            PlannedVirtualServer(key, config, cluster.wanted, cluster.draining, cluster.listed, port.protocol, fronts),
         )
         return mark
 

@@ -22,7 +22,13 @@ privileges and changes nothing. Node addresses come from the Node object and fro
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    parser = commands.add_parser("plan", help="print what a node would be programmed with", description=_DESCRIPTION)
+    parser = commands.add_parser(
+        "plan",
+        help="print what a node would be programmed with",
+        usage="ipvsproxy plan [--source cluster|PATH] [--node NAME] [--config FILE] [--node-address IFACE=ADDRESS]... "
+        "[--output table|json|ipvsadm] [settings]",
+        description=_DESCRIPTION,
+    )
     add_source_options(parser)
     parser.add_argument(
         "--node-address",
