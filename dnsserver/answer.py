@@ -69,9 +69,9 @@ def answer(zone: Zone, question: Question) -> Outcome | None:
         found = find(zone, current, cut)
         match found.kind:
             case Kind.DATA:
-                return Reply(_message(answer=(*aliases, *found.answer), additional=found.additional))
+                return Reply(own_message(answer=(*aliases, *found.answer), additional=found.additional))
             case Kind.NODATA:
-                return Reply(_message(answer=tuple(aliases), authority=(soa(zone, current.name[cut:]),)))
+                return Reply(own_message(answer=tuple(aliases), authority=(soa(zone, current.name[cut:]),)))
             case Kind.NXDOMAIN:
                 message = _denial(zone, tuple(aliases), current.name[cut:], found.reason)
                 if not _falls_through(zone, current.lower):
@@ -82,11 +82,11 @@ def answer(zone: Zone, question: Question) -> Outcome | None:
             case Kind.ALIAS:
                 aliases += found.answer
                 if question.qtype in (QType.CNAME, QType.ANY):
-                    return Reply(_message(answer=tuple(aliases)))
+                    return Reply(own_message(answer=tuple(aliases)))
                 lower = found.target.lower()
                 if lower in seen or len(aliases) > MAX_ALIASES:
                     errors = ((int(ExtendedError.OTHER), "alias loop"),)
-                    return Reply(_message(rcode=Rcode.SERVFAIL, answer=tuple(aliases), errors=errors))
+                    return Reply(own_message(rcode=Rcode.SERVFAIL, answer=tuple(aliases), errors=errors))
                 cut = zone.cut(lower)
                 if cut is None:
                     return NeedsTarget(tuple(aliases), found.target)
@@ -102,9 +102,9 @@ def finish(needs: NeedsTarget, reply: Message | None) -> Message:
     """
     if reply is None:
         errors = ((int(ExtendedError.NO_REACHABLE_AUTHORITY), "the alias' target could not be looked up"),)
-        return _message(rcode=Rcode.SERVFAIL, answer=needs.aliases, errors=errors)
+        return own_message(rcode=Rcode.SERVFAIL, answer=needs.aliases, errors=errors)
     rcode = reply.rcode if reply.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN) else Rcode.SERVFAIL
-    return _message(
+    return own_message(
         rcode=rcode,
         answer=needs.aliases + reply.answer,
         authority=tuple(rr for rr in reply.authority if rr.type == QType.SOA),
@@ -113,7 +113,7 @@ def finish(needs: NeedsTarget, reply: Message | None) -> Message:
     )
 
 
-def _message(
+def own_message(
     *,
     rcode: int = Rcode.NOERROR,
     answer: tuple[RR, ...] = (),
@@ -135,13 +135,17 @@ def _message(
     )
 
 
+def unsynced_error() -> tuple[int, str]:
+    """Why absence is not believed before the first lists."""
+    return int(ExtendedError.NOT_READY), "the cluster has not been listed yet"
+
+
 def _denial(zone: Zone, aliases: tuple[RR, ...], apex: bytes, reason: Reason) -> Message:
     authority = (soa(zone, apex),)
     if not zone.synced:
-        errors = ((int(ExtendedError.NOT_READY), "the cluster has not been listed yet"),)
-        return _message(rcode=Rcode.SERVFAIL, answer=aliases, authority=authority, errors=errors)
+        return own_message(rcode=Rcode.SERVFAIL, answer=aliases, authority=authority, errors=(unsynced_error(),))
     told = ((int(ExtendedError.OTHER), reason.value),) if reason in _REASONS_TOLD else ()
-    return _message(rcode=Rcode.NXDOMAIN, answer=aliases, authority=authority, errors=told)
+    return own_message(rcode=Rcode.NXDOMAIN, answer=aliases, authority=authority, errors=told)
 
 
 def _falls_through(zone: Zone, lower: bytes) -> bool:

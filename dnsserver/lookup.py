@@ -60,6 +60,7 @@ class Reason(Enum):
     NO_POD = "no such pod address"
     PODS_DISABLED = "pod names are disabled"
     NO_ADDRESS = "no service or endpoint has this address"
+    NO_EXTERNAL_ADDRESS = "the service has no external address"
     BAD_ALIAS = "externalName is not a domain name"
 
 

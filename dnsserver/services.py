@@ -97,6 +97,15 @@ class ServiceNames:
             for piece in self.slices:
                 yield from {address for endpoint in piece.endpoints if endpoint.ready for address in endpoint.addresses}
 
+    def external_addresses(self) -> tuple[str, ...]:
+        """External IPs and the load balancer's addresses, each once."""
+        given = (*self.service.external_ips, *(entry.ip for entry in self.service.ingress if entry.ip))
+        return tuple(dict.fromkeys(given))
+
+    def external_names(self) -> tuple[str, ...]:
+        """The load balancer's hostnames, each once."""
+        return tuple(dict.fromkeys(entry.hostname for entry in self.service.ingress if entry.hostname))
+
     # -- names
 
     def endpoint(self, label: str) -> tuple[str, ...]:

@@ -33,6 +33,14 @@ class Invalidation(NamedTuple):
         return self.everything or bool(self.tags)
 
 
+class _PodAddresses(NamedTuple):
+    addresses: frozenset[str]
+    host_network: bool
+
+
+_NO_ADDRESSES = _PodAddresses(frozenset(), host_network=False)
+
+
 class Zone:
     """All zones of one `kubernetes` directive. One writer (`apply`); every look-up sees whole Services, old or new."""
 
@@ -41,6 +49,8 @@ class Zone:
         self.config = config
         self.serial = 0
         """Unix seconds of the last change of any answer, or one more than before where several fell into a second."""
+        self.external_serial = 0
+        """The same for external addresses, which other zones show."""
         self.synced = False
         """Whether every resource the zone is made of was listed: absence means something."""
         self.local_addresses = tuple(local_addresses)
@@ -50,10 +60,11 @@ class Zone:
         self._services: dict[ObjectKey, ServiceNames] = {}
         self._service_counts: dict[str, int] = {}
         self._namespaces: dict[str, bool] = {}
-        self._pods: dict[ObjectKey, tuple[str, ...]] = {}
-        self._pod_addresses: dict[tuple[str, str], int] = {}
+        self._pods: dict[ObjectKey, _PodAddresses] = {}
+        self._pod_keys: dict[str, tuple[ObjectKey, ...]] = {}
         self._cluster_ips = AddressIndex()
         self._endpoint_ips = AddressIndex()
+        self._external_ips = AddressIndex()
 
     # -- where a name belongs
 
@@ -104,7 +115,18 @@ class Zone:
 
     def has_pod(self, namespace: str, address: str) -> bool:
         """Whether a live pod of that namespace has the address. Known in the verified mode only."""
-        return (namespace, address) in self._pod_addresses
+        return any(key.namespace == namespace for key in self._pod_keys.get(address, ()))
+
+    def namespace_of(self, address: str) -> str | None:
+        """The namespace of the pods that have this address for themselves; None: no pod, a node's, or ambiguous.
+
+        Known in the verified mode only.
+        """
+        keys = self._pod_keys.get(address, ())
+        spaces = {key.namespace for key in keys}
+        if len(spaces) != 1 or any(self._pods[key].host_network for key in keys):
+            return None
+        return spaces.pop()
 
     def service_of_ip(self, address: str) -> ServiceNames | None:
         """The Service with this ClusterIP; of several (one is going) the first by name."""
@@ -114,6 +136,15 @@ class Zone:
     def services_of_endpoint(self, address: str) -> list[ServiceNames]:
         """The Services with a ready endpoint of this address, sorted."""
         return [self._services[key] for key in self._endpoint_ips.owners(address)]
+
+    def service_of_external_ip(self, address: str) -> ServiceNames | None:
+        """The Service with this external address; of several the first by name."""
+        owners = self._external_ips.owners(address)
+        return self._services[owners[0]] if owners else None
+
+    def covers_external(self, name: names.ReverseName) -> bool:
+        """Whether an external address begins with these bits."""
+        return self._external_ips.covers(name)
 
     def covers(self, name: names.ReverseName) -> bool:
         """Whether a reverse name, or one below it, exists."""
@@ -139,8 +170,9 @@ class Zone:
         entries = self._services.values()
         self._cluster_ips.load((ip, e.owner) for e in entries if not e.is_alias for ip in e.service.cluster_ips)
         self._endpoint_ips.load((address, e.owner) for e in entries for address in e.slice_addresses())
+        self._external_ips.load((address, e.owner) for e in entries for address in e.external_addresses())
         self.synced = state.is_listed(*self.resources())
-        self.serial = int(now_s)
+        self.serial = self.external_serial = int(now_s)
 
     def resources(self) -> tuple[Resource, ...]:
         """What the zone is made of: to be watched, and listed before absence means anything."""
@@ -163,8 +195,11 @@ class Zone:
                 services |= {service for service in state.services if service.namespace == key.name}
         for key in changes.pods:
             self._put_pod(key, state.pods.get(key), tags)
+        external = False
         for key in services:
-            self._put_service(key, self._entry(state, key), tags)
+            external |= self._put_service(key, self._entry(state, key), tags)
+        if external or tags:
+            self.external_serial = max(int(now_s), self.external_serial + 1)
         if tags:
             self.serial = max(int(now_s), self.serial + 1)
             tags.add(b"")
@@ -204,28 +239,27 @@ class Zone:
             return
         labels = self.config.labels
         live = pod is not None and pod.phase not in _GONE_PHASES and (labels is None or labels.matches(pod.labels))
-        new = pod.ips if pod is not None and live else ()
-        old = self._pods.pop(key, ())
-        if new:
+        new = _PodAddresses(frozenset(pod.ips), pod.host_network) if pod is not None and live else _NO_ADDRESSES
+        old = self._pods.pop(key, _NO_ADDRESSES)
+        if new.addresses:
             self._pods[key] = new
-        if old == new:
+        if old.addresses == new.addresses:
             return
-        for address in new:
-            held = (key.namespace, address)
-            self._pod_addresses[held] = self._pod_addresses.get(held, 0) + 1
-        for address in old:
-            held = (key.namespace, address)
-            self._pod_addresses[held] -= 1
-            if not self._pod_addresses[held]:
-                del self._pod_addresses[held]
+        for address in new.addresses - old.addresses:
+            self._pod_keys[address] = (*self._pod_keys.get(address, ()), key)
+        for address in old.addresses - new.addresses:
+            left = tuple(other for other in self._pod_keys.pop(address) if other != key)
+            if left:
+                self._pod_keys[address] = left
         if tags is not None:
             tags.update(_container(key.namespace, b"\x03pod", zone) for zone in self._forward)
 
-    def _put_service(self, key: ObjectKey, new: ServiceNames | None, tags: set[bytes]) -> None:
+    def _put_service(self, key: ObjectKey, new: ServiceNames | None, tags: set[bytes]) -> bool:
+        """Replace a Service; whether its external addresses changed."""
         old = self._services.get(key)
         if new is None:
             if old is None:
-                return
+                return False
             del self._services[key]
         else:
             self._services[key] = new
@@ -238,6 +272,16 @@ class Zone:
             changed = True
         if changed:
             tags.update(_below_svc(key, zone) for zone in self._forward)
+        return self._index_external_ips(old, new)
+
+    def _index_external_ips(self, old: ServiceNames | None, new: ServiceNames | None) -> bool:
+        had = old.external_addresses() if old else ()
+        has = new.external_addresses() if new else ()
+        names_differ = (old.external_names() if old else ()) != (new.external_names() if new else ())
+        if had == has:
+            return names_differ
+        self._reindex(self._external_ips, old or new, set(had), set(has), None)
+        return True
 
     def _count_service(self, namespace: str, step: int, tags: set[bytes]) -> None:
         count = self._service_counts.pop(namespace, 0) + step
@@ -277,7 +321,7 @@ class Zone:
         return slice_pairs(piece, pod_names=self.config.endpoint_pod_names) if piece else set()
 
     def _reindex(
-        self, index: AddressIndex, who: ServiceNames | None, had: set[str], has: set[str], tags: set[bytes]
+        self, index: AddressIndex, who: ServiceNames | None, had: set[str], has: set[str], tags: set[bytes] | None
     ) -> None:
         if who is None:
             return
