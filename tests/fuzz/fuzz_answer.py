@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of a datagram's whole way through the pure core: accept, answer, encode.
 
-Run `python -m tests.fuzz.fuzz_answer [SECONDS] [CORPUS-DIRECTORY]`. With atheris installed it drives the search; without,
-a mutator of our own does, keeping inputs that reach a line of the core not reached before. A failing input is written to
-`crash-…` in the working directory, and the exit code is 1.
+Run `python -m tests.fuzz.fuzz_answer [SECONDS] [CORPUS-DIRECTORY]`. With atheris installed it drives the search;
+without, a mutator of our own does, keeping inputs that reach a line of the core not reached before. A failing input is
+written to `crash-…` in the working directory, and the exit code is 1.
 """
 
 from __future__ import annotations
