@@ -65,6 +65,8 @@ class Applier:
         self._count = count
         self.doubtful: set[VirtualServerKey] = set()
         """Virtual servers that could not be read again after a failure; `reread` tries anew."""
+        self.surprised = False
+        """Something to be added was there already, and was read: diff again, for it may differ from what is wanted."""
         self.doubtful_vips = False
         self.doubtful_elements = False
 
@@ -114,8 +116,9 @@ class Applier:
                 continue
             self._count(type(op).__name__, "failed")
             self._doubt(op)
-            # Somebody else added it: after reading again the next diff finds it there, which is no failure of ours.
-            if not isinstance(result, AlreadyExists) or isinstance(op, ChangeElements):
+            if isinstance(result, AlreadyExists) and not isinstance(op, ChangeElements):
+                self.surprised = True
+            else:
                 failed.append(result)
         if self.doubtful or self.doubtful_vips or self.doubtful_elements:
             await self.reread()

@@ -16,7 +16,7 @@ from ipvsproxy.commands.options import UsageError, tell
 from ipvsproxy.sources import SourceError
 from kubecore import __version__
 
-COMMANDS = ("plan",)
+COMMANDS = ("run", "plan", "diff", "cleanup")
 """Modules in `commands`, in the order of the help."""
 
 

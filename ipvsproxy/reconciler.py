@@ -418,10 +418,17 @@ class Reconciler:
     async def _apply_delta(self, delta: Delta) -> list[DataplaneError]:
         failures: list[DataplaneError] = []
         if delta:
-            ops = diff(self._planner.desired, self._applier.picture, delta)
-            failures = await self._applier.apply(ops)
+            failures = await self._apply_diff(delta)
             self._track(delta.virtual_servers)
         await self._tell(delta.services)
+        return failures
+
+    async def _apply_diff(self, delta: Delta | None = None) -> list[DataplaneError]:
+        """Apply what differs; once more if somebody else had added what we wanted to add."""
+        self._applier.surprised = False
+        failures = await self._applier.apply(diff(self._planner.desired, self._applier.picture, delta))
+        if self._applier.surprised:
+            failures += await self._applier.apply(diff(self._planner.desired, self._applier.picture, delta))
         return failures
 
     def _track(self, servers: Iterable[VirtualServerKey]) -> None:
@@ -540,7 +547,7 @@ class Reconciler:
             await self._load_table()
             await self._applier.reread()
         ops = diff(self._planner.desired, self._applier.picture)
-        failures = await self._applier.apply(ops)
+        failures = await self._apply_diff() if ops else []
         self._track(self._planner.desired.virtual_servers)
         if why in {"audit", "drift"}:
             self._around.metrics.audits.labels("drift" if ops else "clean").inc()

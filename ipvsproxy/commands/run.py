@@ -1,0 +1,138 @@
+"""`ipvsproxy run`: the daemon on a node."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipvsproxy.commands.options import add_config_options, add_source_options, settings, tell, this_node
+
+if TYPE_CHECKING:
+    from ipvsproxy.config import Config
+
+CONFIG_POLL_S = 10.0
+"""How often the configuration file is looked at; a mounted ConfigMap is itself renewed about once a minute."""
+
+_DESCRIPTION = """\
+Make the Services of a cluster work on this node, and keep them working. Needs CAP_NET_ADMIN (and, for the settings that
+--init-only makes, write access to /proc/sys). Ends on SIGTERM or SIGINT and leaves everything working; `cleanup`
+removes it.
+Exit code: 0 stopped by a signal or because the configuration file changed, 1 failed, 2 wrong usage or configuration.
+"""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("run", help="run the proxy on this node", description=_DESCRIPTION)
+    add_source_options(parser)
+    parser.add_argument(
+        "--init-only",
+        action="store_true",
+        help="make the settings that need privileges (sysctls, IPVS timeouts, modules) and exit; `run` then needs "
+        "CAP_NET_ADMIN alone",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=("auto", "console", "json"),
+        default="auto",
+        help="auto: console on a terminal, else json",
+    )
+    add_config_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the command out."""
+    from ipvsproxy.applier import describe  # noqa: PLC0415
+    from ipvsproxy.daemon import BindFailed  # noqa: PLC0415
+    from ipvsproxy.dataplane import DataplaneError  # noqa: PLC0415
+    from kubecore import log  # noqa: PLC0415
+    from kubecore.access import AccessError  # noqa: PLC0415
+
+    loaded = settings(args)
+    name = this_node(args, loaded)
+    log.configure(level=loaded.config.log_level, fmt=args.log_format)
+    for line in loaded.ignored:
+        tell(f"info: {line}")
+    try:
+        return asyncio.run(_serve(args, loaded.config, name))
+    except (AccessError, BindFailed) as error:
+        tell(f"ipvsproxy: {error}")
+    except DataplaneError as error:
+        tell(f"ipvsproxy: {describe(error)}")
+    return 1
+
+
+async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> int:
+    from ipvsproxy.daemon import Daemon, families_here, stop_on_signals  # noqa: PLC0415
+    from ipvsproxy.kernel.plane import KernelDataPlane  # noqa: PLC0415
+    from ipvsproxy.kernel.preflight import prepare  # noqa: PLC0415
+    from ipvsproxy.sources import CLUSTER, WATCHED  # noqa: PLC0415
+    from kubecore.access import load_access  # noqa: PLC0415
+    from kubecore.api import ApiClient  # noqa: PLC0415
+    from kubecore.files import FileSource  # noqa: PLC0415
+    from kubecore.reflector import Reflector  # noqa: PLC0415
+    from kubecore.store import Source  # noqa: PLC0415
+
+    families = families_here()
+    schedulers = await prepare(config, families)
+    if args.init_only:
+        return 0
+    client: ApiClient | None = None
+    source: Source
+    if args.source == CLUSTER:
+        access = load_access(kubeconfig=config.client.kubeconfig)
+        client = ApiClient(access, user_agent="ipvsproxy")
+        source = Reflector(client, WATCHED)
+    else:
+        source = FileSource(args.source, WATCHED)
+    stop = asyncio.Event()
+    stop_on_signals(asyncio.get_running_loop(), stop.set)
+    async with await KernelDataPlane.open() as dataplane:
+        daemon = Daemon(
+            config=config,
+            node_name=node_name,
+            source=source,
+            client=client,
+            dataplane=dataplane,
+            schedulers=schedulers,
+            families=families,
+        )
+        watching = asyncio.create_task(_stop_when_changed(args.config, stop))
+        try:
+            await daemon.run(stop)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+    return 0
+
+
+async def _stop_when_changed(config_file: str | None, stop: asyncio.Event) -> None:
+    """End the daemon when its configuration file has another content, as kube-proxy does: it starts anew with it.
+
+    A file that is gone or unreadable for a moment (a ConfigMap being swapped) changes nothing.
+    """
+    if not config_file:
+        return
+    import structlog  # noqa: PLC0415
+
+    from kubecore import log  # noqa: PLC0415
+
+    path = Path(config_file)
+    before = _content(path)
+    while True:
+        await asyncio.sleep(CONFIG_POLL_S)
+        now = _content(path)
+        if now and now != before:
+            structlog.get_logger().info(log.CONFIG_CHANGED, file=config_file)
+            stop.set()
+            return
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

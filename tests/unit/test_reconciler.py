@@ -1,0 +1,408 @@
+"""The loop on a fake kernel: adopting, order, draining, drift, failures, restarts."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from ipvsproxy.dataplane import (
+    AddRealServer,
+    AddVip,
+    AddVirtualServer,
+    ChangeElements,
+    DeleteRealServer,
+    DeleteVip,
+    DeleteVirtualServer,
+    EditRealServer,
+    Op,
+)
+from ipvsproxy.kernel.fake import Flow
+from ipvsproxy.model import (
+    ActualRealServer,
+    ActualVirtualServer,
+    Element,
+    RealServerConfig,
+    RealServerCounters,
+    RealServerKey,
+    Scheduler,
+    VirtualServerConfig,
+    VirtualServerKey,
+)
+from kubecore.model import EndpointSlice, Protocol, Resource, Service, ServiceType
+from tests.builders import endpoint_slice, key, node, service
+from tests.reconciling import NODE, World, world
+
+WEB = VirtualServerKey(4, Protocol.TCP, "10.96.0.5", 80)
+ONE, TWO = RealServerKey("10.244.0.1", 80), RealServerKey("10.244.0.2", 80)
+OPEN = RealServerCounters(active=3)
+
+
+def web(text: str = "10.244.0.1 10.244.0.2") -> tuple[Service, EndpointSlice]:
+    return service("web", "10.96.0.5"), endpoint_slice("web", text, ":80")
+
+
+def weights(it: World, server: VirtualServerKey = WEB) -> dict[str, int]:
+    return {k.address: r.config.weight for k, r in it.fake.virtual_servers[server].real_servers.items()}
+
+
+async def test_nothing_is_done_before_both_lists_are_complete() -> None:
+    async with world() as it:
+        it.put(*web())
+        it.launch()
+        it.list_all([Resource.SERVICES])
+        await _rounds()
+        assert (it.fake.done, it.fake.calls) == ([], [])
+        it.list_all([Resource.ENDPOINT_SLICES])
+        await it.settle()
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+
+
+async def _rounds() -> None:
+    import asyncio
+
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+
+
+async def test_claims_come_before_virtual_servers_and_routes_last() -> None:
+    async with world(*web()) as it:
+        kinds = [type(op) for op in it.fake.done]
+        assert kinds == [ChangeElements, AddVirtualServer, AddRealServer, AddRealServer, AddVip]
+        assert it.fake.vips == {"10.96.0.5": ""}
+        it.assert_picture_is_true()
+
+
+async def test_the_api_server_and_dns_are_programmed_before_everything_else() -> None:
+    many = [each for i in range(30) for each in (service(f"a{i}", f"10.96.1.{i}"),)]
+    dns = service("kube-system/kube-dns", "10.96.0.10", "dns:53/UDP", labels="k8s-app=kube-dns")
+    async with world(*many, dns, service("kubernetes", "10.96.0.1", "https:443")) as it:
+        order = [op.key.address for op in it.fake.done if isinstance(op, AddVirtualServer)]
+        assert order[:2] == ["10.96.0.1", "10.96.0.10"]
+        routed = [op.address for op in it.fake.done if isinstance(op, AddVip)]
+        assert routed[:2] == ["10.96.0.1", "10.96.0.10"]
+
+
+async def test_an_unchanged_cluster_asks_nothing_of_the_kernel() -> None:
+    async with world(*web()) as it:
+        done, calls = len(it.fake.done), len(it.fake.calls)
+        it.put(*web())
+        it.reconciler._wake.set()
+        await it.settle()
+        assert (len(it.fake.done), len(it.fake.calls)) == (done, calls)
+
+
+async def test_one_change_touches_one_virtual_server_and_dumps_nothing() -> None:
+    others = [service(f"s{i}", f"10.97.0.{i}") for i in range(1, 100)]
+    async with world(*web("10.244.0.1"), *others) as it:
+        done, calls = len(it.fake.done), len(it.fake.calls)
+        it.put(web()[1])
+        await it.settle()
+        assert it.fake.done[done:] == [AddRealServer(WEB, TWO, RealServerConfig())]
+        assert it.fake.calls[calls:] == []
+
+
+async def test_an_endpoint_with_connections_drains_and_goes_when_they_end() -> None:
+    async with world(*web()) as it:
+        it.fake.set_counters(WEB, TWO, OPEN)
+        it.put(web("10.244.0.1")[1])
+        await it.settle()
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 0}
+        await it.advance(6)
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 0}
+        it.fake.set_counters(WEB, TWO, RealServerCounters())
+        await it.advance(6)
+        assert weights(it) == {"10.244.0.1": 1}
+        it.assert_picture_is_true()
+
+
+async def test_an_endpoint_without_connections_goes_at_once() -> None:
+    async with world(*web()) as it:
+        it.put(web("10.244.0.1")[1])
+        await it.settle()
+        await it.advance(0.1)
+        assert weights(it) == {"10.244.0.1": 1}
+
+
+async def test_draining_ends_at_its_limit() -> None:
+    async with world(*web()) as it:
+        it.fake.set_counters(WEB, TWO, OPEN)
+        it.put(web("10.244.0.1")[1])
+        await it.settle()
+        await it.advance(59)
+        assert weights(it)["10.244.0.2"] == 0
+        await it.advance(2)
+        assert weights(it) == {"10.244.0.1": 1}
+
+
+async def test_a_terminating_endpoint_that_serves_keeps_its_connections_however_long() -> None:
+    async with world(*web()) as it:
+        it.fake.set_counters(WEB, TWO, OPEN)
+        it.put(web("10.244.0.1 10.244.0.2~")[1])
+        await it.settle()
+        await it.advance(3600)
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 0}
+
+
+async def test_a_returning_endpoint_keeps_its_connections() -> None:
+    async with world(*web()) as it:
+        it.fake.set_counters(WEB, TWO, OPEN)
+        it.put(web("10.244.0.1")[1])
+        await it.settle()
+        done = len(it.fake.done)
+        it.put(web()[1])
+        await it.settle()
+        assert it.fake.done[done:] == [EditRealServer(WEB, TWO, RealServerConfig(1))]
+        assert it.fake.virtual_servers[WEB].real_servers[TWO].counters == OPEN
+        await it.advance(3600)
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+
+
+async def test_udp_flows_of_a_dead_endpoint_are_cut_at_once() -> None:
+    dns = service("dns", "10.96.0.10", "dns:53/UDP")
+    async with world(dns, endpoint_slice("dns", "10.244.0.1 10.244.0.2", "dns:53/UDP")) as it:
+        live = Flow(Protocol.UDP, "10.96.0.10", 53, "10.244.0.1")
+        it.fake.flows = {live, Flow(Protocol.UDP, "10.96.0.10", 53, "10.244.0.2")}
+        it.put(endpoint_slice("dns", "10.244.0.1", "dns:53/UDP"))
+        await it.settle()
+        assert weights(it, VirtualServerKey(4, Protocol.UDP, "10.96.0.10", 53)) == {"10.244.0.1": 1}
+        assert it.fake.flows == {live}
+
+
+async def test_deleting_a_service_unroutes_before_it_deletes() -> None:
+    objects = web()
+    async with world(*objects) as it:
+        done = len(it.fake.done)
+        it.delete(*objects)
+        await it.settle()
+        kinds = [type(op) for op in it.fake.done[done:]]
+        assert kinds == [DeleteVip, DeleteVirtualServer, ChangeElements]
+        assert (it.fake.virtual_servers, it.fake.vips, it.fake.elements & _claims(it)) == ({}, {}, set())
+
+
+def _claims(it: World) -> set[Element]:
+    return {e for e in it.fake.elements if e.set.startswith(("service", "vip"))}
+
+
+async def test_a_restart_changes_nothing_in_a_kernel_that_is_right() -> None:
+    async with world(*web()) as it:
+        it.fake.set_counters(WEB, TWO, OPEN)
+        done = len(it.fake.done)
+        await it.restart()
+        assert it.fake.done[done:] == []
+        assert it.fake.virtual_servers[WEB].real_servers[TWO].counters == OPEN
+
+
+async def test_weights_and_schedulers_are_right_after_a_restart() -> None:
+    async with world(*web()) as it:
+        await it.stop()
+        there = it.fake.virtual_servers[WEB]
+        there.real_servers[TWO] = ActualRealServer(RealServerConfig(0), OPEN)
+        there.real_servers[RealServerKey("10.244.9.9", 80)] = ActualRealServer(RealServerConfig(1), OPEN)
+        it.fake.virtual_servers[WEB] = ActualVirtualServer(
+            VirtualServerConfig(Scheduler.SH), there.real_servers, there.traffic
+        )
+        await it.restart()
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1, "10.244.9.9": 0}
+        assert it.fake.virtual_servers[WEB].config.scheduler is Scheduler.RR
+        assert it.fake.virtual_servers[WEB].real_servers[TWO].counters == OPEN
+        await it.advance(61)
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+
+
+async def test_what_went_while_we_were_away_is_removed() -> None:
+    objects = web()
+    async with world(*objects, service("stays", "10.96.0.6")) as it:
+        await it.stop()
+        it.delete(*objects)
+        await it.restart()
+        assert {k.address for k in it.fake.virtual_servers} == {"10.96.0.6"}
+        assert it.fake.vips == {"10.96.0.6": ""}
+        it.assert_picture_is_true()
+
+
+FOREIGN = VirtualServerKey(4, Protocol.TCP, "192.0.2.99", 443)
+
+
+async def test_foreign_virtual_servers_are_never_touched() -> None:
+    async with world() as it:
+        foreign = ActualVirtualServer(VirtualServerConfig(Scheduler.WLC), {ONE: ActualRealServer(RealServerConfig(7))})
+        it.fake.virtual_servers[FOREIGN] = foreign
+        await it.start(*web())
+        await it.advance(400)
+        it.delete(*web())
+        await it.settle()
+        await it.restart()
+        assert it.fake.virtual_servers == {FOREIGN: foreign}
+
+
+async def test_what_kube_proxy_left_is_taken_over_without_touching_its_connections() -> None:
+    async with world() as it:
+        stale = VirtualServerKey(4, Protocol.TCP, "10.96.0.77", 80)
+        node_port = VirtualServerKey(4, Protocol.TCP, "192.0.2.10", 30077)
+        it.fake.device_addresses = {"10.96.0.5", "10.96.0.77"}
+        it.fake.virtual_servers = {
+            WEB: ActualVirtualServer(VirtualServerConfig(), {ONE: ActualRealServer(RealServerConfig(), OPEN)}),
+            stale: ActualVirtualServer(VirtualServerConfig(), {}),
+            node_port: ActualVirtualServer(VirtualServerConfig(), {}),
+            FOREIGN: ActualVirtualServer(VirtualServerConfig(), {}),
+        }
+        await it.start(*web())
+        assert set(it.fake.virtual_servers) == {WEB, FOREIGN}
+        assert it.fake.virtual_servers[WEB].real_servers[ONE].counters == OPEN
+        assert it.fake.device_addresses == set()
+        assert it.fake.vips == {"10.96.0.5": ""}
+
+
+@pytest.mark.parametrize("harm", ["server", "real server", "weight", "route", "element", "table", "rules"])
+async def test_drift_is_repaired(harm: str) -> None:
+    async with world(*web()) as it:
+        there = it.fake.virtual_servers[WEB].real_servers
+        wanted = it.fake.elements
+        match harm:
+            case "server":
+                del it.fake.virtual_servers[WEB]
+            case "real server":
+                del there[ONE]
+            case "weight":
+                there[ONE] = ActualRealServer(RealServerConfig(5))
+            case "route":
+                it.fake.vips.clear()
+                it.fake.tell("route")
+            case "element":
+                await it.fake.apply([ChangeElements(delete=(next(e for e in wanted if e.set == "vip4"),))])
+                it.fake.tell("nft")
+            case "table":
+                it.fake.drop_table()
+                it.fake.tell("nft")
+            case "rules":
+                it.fake.altered = True
+                it.fake.tell("nft")
+        noticed_at_once = harm in {"route", "element", "table", "rules"}
+        await _rounds()
+        await it.advance(0 if noticed_at_once else 301)
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+        assert it.fake.vips == {"10.96.0.5": ""}
+        assert it.fake.elements == wanted
+        assert not it.fake.altered
+        it.assert_picture_is_true()
+
+
+async def test_one_refused_service_does_not_hold_up_the_others_and_is_retried() -> None:
+    async with world() as it:
+        it.fake.fail = lambda op: errno.ENOBUFS if isinstance(op, AddVirtualServer) and op.key == WEB else 0
+        it.put(*web(), service("other", "10.96.0.6"))
+        it.list_all()
+        it.launch()
+        await _rounds()
+        assert {k.address for k in it.fake.virtual_servers} == {"10.96.0.6"}
+        assert set(it.fake.vips) == {"10.96.0.6"}
+        assert set(it.health.degraded) == {"default/web"}
+        assert not it.reconciler.in_step.is_set()
+        it.fake.fail = lambda _: 0
+        await it.advance(60)
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+        assert it.health.degraded == {}
+
+
+async def test_a_table_that_cannot_be_written_makes_the_node_unhealthy() -> None:
+    async with world(*web()) as it:
+        it.fake.fail = lambda op: errno.EIO if isinstance(op, ChangeElements) else 0
+        it.put(service("late", "10.96.0.7"))
+        await _rounds()
+        it.clock.ahead_s += 120
+        assert not it.health.check(it.clock.time()).healthy
+        it.fake.fail = lambda _: 0
+        await it.advance(60)
+        assert it.health.check(it.clock.time()).healthy
+
+
+async def test_a_service_somebody_else_added_meanwhile_is_adopted() -> None:
+    async with world(*web()) as it:
+        late = VirtualServerKey(4, Protocol.TCP, "10.96.0.7", 80)
+        it.fake.virtual_servers[late] = ActualVirtualServer(VirtualServerConfig(Scheduler.WLC), {})
+        it.put(service("late", "10.96.0.7"))
+        await _rounds()
+        await it.advance(60)
+        assert it.fake.virtual_servers[late].config.scheduler is Scheduler.RR
+        assert it.fake.vips == {"10.96.0.5": "", "10.96.0.7": ""}
+
+
+async def test_an_address_of_the_node_that_appears_gets_its_node_ports() -> None:
+    from ipvsproxy.dataplane import HostNetwork
+    from ipvsproxy.model import InterfaceAddress
+    from tests.reconciling import HOST
+
+    exposed = service("web", "10.96.0.5", ":80@30080", type=ServiceType.NODE_PORT)
+    async with world(exposed, web()[1], node(NODE, "192.0.2.10")) as it:
+        assert VirtualServerKey(4, Protocol.TCP, "192.0.2.10", 30080) in it.fake.virtual_servers
+        it.fake.host = HostNetwork(
+            (*HOST.addresses, InterfaceAddress("eth1", "198.51.100.4", 24)), HOST.links, HOST.gateways
+        )
+        it.fake.tell("address")
+        await _rounds()
+        await it.settle()
+        assert VirtualServerKey(4, Protocol.TCP, "198.51.100.4", 30080) in it.fake.virtual_servers
+        it.fake.host = HOST
+        it.fake.tell("address")
+        await _rounds()
+        await it.settle()
+        assert VirtualServerKey(4, Protocol.TCP, "198.51.100.4", 30080) not in it.fake.virtual_servers
+        it.assert_picture_is_true()
+
+
+async def test_a_single_change_overtakes_a_burst() -> None:
+    crowd = [service(f"s{i:04}", f"10.97.{i // 250}.{i % 250 + 1}") for i in range(2000)]
+    async with world(*web("10.244.0.1")) as it:
+        it.put(*crowd)
+        for _ in range(20):
+            await _yield()
+        assert 0 < len(it.fake.virtual_servers) < 2000
+        it.put(web()[1])
+        await it.settle()
+        ops = it.fake.done
+        change = next(i for i, op in enumerate(ops) if op == AddRealServer(WEB, TWO, RealServerConfig()))
+        last = max(i for i, op in enumerate(ops) if isinstance(op, AddVirtualServer))
+        assert change < last
+        assert len(it.fake.virtual_servers) == 2001
+
+
+async def _yield() -> None:
+    import asyncio
+
+    await asyncio.sleep(0)
+
+
+async def test_problems_are_reported_once() -> None:
+    odd = service("web", "10.96.0.5", annotations="ipvsproxy.io/scheduler=fastest")
+    async with world(odd, web()[1]) as it:
+        assert [(str(k), p.reason) for k, p in it.problems] == [("default/web", "UnknownScheduler")]
+        it.put(endpoint_slice("web", "10.244.0.3", ":80"))
+        await it.settle()
+        assert len(it.problems) == 1
+
+
+async def test_a_table_of_an_older_version_is_replaced_and_its_claims_are_honoured() -> None:
+    objects = web()
+    async with world(*objects) as it:
+        await it.stop()
+        it.delete(*objects)
+        it.fake.calls.clear()
+        await it.restart()
+        assert "load_table" in it.fake.calls
+        assert it.fake.virtual_servers == {}
+
+
+def test_ops_have_names_for_people() -> None:
+    from ipvsproxy.applier import subject
+
+    ops: list[tuple[Op, str]] = [
+        (AddVirtualServer(WEB, VirtualServerConfig()), "10.96.0.5:80/TCP"),
+        (DeleteRealServer(WEB, ONE), "10.96.0.5:80/TCP -> 10.244.0.1:80"),
+        (AddVip("10.96.0.5"), "10.96.0.5"),
+    ]
+    assert [subject(op) for op, _ in ops] == [text for _, text in ops]
+
+
+def test_key_helper_reads_namespaces() -> None:
+    assert key("kube-system/kube-dns").namespace == "kube-system"
