@@ -1,0 +1,538 @@
+"""The network of one test: hosts (network namespaces) that a test links, configures and talks from.
+
+The API tests use; every method is one request to the guest. See README.md beside this file for an example.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING, Any
+
+from .outcomes import Answer, Outcome, from_wire
+
+if TYPE_CHECKING:
+    from .lab import Lab
+
+# Before any device exists, so that addresses are usable at once: no duplicate address detection, no router solicitation.
+_SYSCTLS = {
+    "net.ipv6.conf.default.accept_dad": "0",
+    "net.ipv6.conf.all.accept_dad": "0",
+    "net.ipv6.conf.default.accept_ra": "0",
+    "net.ipv6.conf.default.router_solicitations": "0",
+}
+_FORWARDING = {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"}
+_PING_TIMEOUT_S = 3.0
+_DEVICE_LENGTH = 15  # IFNAMSIZ less the terminating zero
+
+
+class CommandError(AssertionError):
+    """A command failed that was to succeed, or took too long; the message holds all it wrote."""
+
+
+class CallError(AssertionError):
+    """A function raised in the guest. `raised` is the exception's name there, `trace` its traceback."""
+
+    def __init__(self, raised: str, message: str, trace: str) -> None:
+        super().__init__(f"{raised}: {message}\n{trace}")
+        self.raised = raised
+        self.trace = trace
+
+
+@dataclass(frozen=True)
+class Result:
+    """A command that ended."""
+
+    command: str
+    code: int
+    """The exit code; negative is the signal that ended it."""
+    stdout: str
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        """stdout's lines, without blanks at their ends."""
+        return [line.rstrip() for line in self.stdout.splitlines()]
+
+
+class Net:
+    """One test's hosts. Their namespaces are new, and gone with all that ran in them when the test ends."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.lab = lab
+        self.name = name
+        self._hosts: dict[str, Host] = {}
+
+    def host(self, name: str, *, forwarding: bool = False, sysctls: Mapping[str, str] | None = None) -> Host:
+        """The host `name`, made at its first mention with only its loopback.
+
+        Args:
+            name: anything without slashes; also the default name of its servers and of the devices that lead to it.
+            forwarding: it forwards packets, IPv4 and IPv6 (nodes do).
+            sysctls: `{"net.ipv4.vs.conntrack": "1"}`, written in this namespace.
+        """
+        wanted = {**(_FORWARDING if forwarding else {}), **(sysctls or {})}
+        if name in self._hosts:
+            if wanted:
+                self._hosts[name].sysctl(wanted)
+            return self._hosts[name]
+        host = Host(self, name)
+        self.lab.request("namespace", name=host.namespace, sysctls={**_SYSCTLS, **wanted})
+        self._hosts[name] = host
+        host.ip(["link set dev lo up"])
+        return host
+
+    def link(
+        self,
+        a: str,
+        b: str,
+        addresses_a: Iterable[str] = (),
+        addresses_b: Iterable[str] = (),
+        *,
+        gateway: bool = False,
+        device_a: str | None = None,
+        device_b: str | None = None,
+    ) -> None:
+        """Joins two hosts by a veth pair; each end is called after the host it leads to, unless named.
+
+        Args:
+            a: a host; `addresses_a` are on its end, with prefix length, IPv4 and IPv6.
+            b: the other.
+            gateway: b's default routes lead to a: to a's first address of each family (which may be a /32: then it is on link).
+        """
+        host_a, host_b = self.host(a), self.host(b)
+        device_a, device_b = (device_a or b)[:_DEVICE_LENGTH], (device_b or a)[:_DEVICE_LENGTH]
+        addresses_a, addresses_b = list(addresses_a), list(addresses_b)
+        host_a.ip([f"link add name {device_a} type veth peer name {device_b} netns {host_b.namespace}"])
+        host_a.ip(_device_up(device_a, addresses_a))
+        routes = []
+        if gateway:
+            first = {ip_interface(address).version: ip_interface(address).ip for address in reversed(addresses_a)}
+            routes = [f"route add default via {via} dev {device_b} onlink" for _, via in sorted(first.items())]
+        host_b.ip([*_device_up(device_b, addresses_b), *routes])
+
+    def lan(self, name: str, hosts: Mapping[str, Iterable[str]]) -> None:
+        """Joins hosts by a switch (a bridge in a namespace of its own); every host's device is called `name`.
+
+        Args:
+            hosts: `{"node1": ["192.168.50.10/24", "fd00:50::10/64"], ...}`.
+        """
+        switch = self.host(f"switch-{name}")
+        lines = ["link add name bridge type bridge", "link set dev bridge up"]
+        for number, host in enumerate(hosts):
+            lines += [
+                f"link add name port{number} type veth peer name {name} netns {self.host(host).namespace}",
+                f"link set dev port{number} master bridge up",
+            ]
+        switch.ip(lines)
+        for host, addresses in hosts.items():
+            self.host(host).ip(_device_up(name, addresses))
+
+    def hosts(self) -> list[Host]:
+        """The hosts made so far."""
+        return list(self._hosts.values())
+
+    def report(self) -> str:
+        """State of every host's kernel, for a failed test: addresses, routes, IPVS, nftables, conntrack."""
+        commands = (
+            "ip -br address",
+            "ip route show table all | head -100",
+            "ip -6 route show table all | head -100",
+            "ipvsadm -Ln --stats | head -100",
+            "ipvsadm -Lcn | head -50",
+            "nft list ruleset | head -300",
+            "conntrack -L 2>/dev/null | head -50",
+        )
+        script = "; ".join(f"echo '# {command}'; {command}" for command in commands)
+        parts = []
+        for host in self._hosts.values():
+            result = host.run(script, check=False)
+            parts.append(f"===== {host.name}\n{result.stdout}{result.stderr}")
+        return "\n".join(parts)
+
+    def close(self) -> None:
+        """Ends what runs in the hosts and removes them. Idempotent; silent when the guest is gone."""
+        names = [host.namespace for host in self._hosts.values()]
+        self._hosts.clear()
+        if names and self.lab.alive:
+            self.lab.request("cleanup", names=names)
+
+
+class Host:
+    """A network namespace, with what runs in it."""
+
+    def __init__(self, net: Net, name: str) -> None:
+        self.net = net
+        self.name = name
+        self.namespace = f"{net.name}-{name}"
+        """Its name for `ip netns`."""
+        self._lab = net.lab
+
+    # Commands
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        timeout_s: float = 30.0,
+        check: bool = True,
+    ) -> Result:
+        """A command run to its end: a string by `bash -c`, a list as it is.
+
+        Raises:
+            CommandError: it failed (unless `check` is false) or took longer than `timeout_s` (its process group is then killed).
+        """
+        argv = ["bash", "-c", command] if isinstance(command, str) else list(command)
+        text = command if isinstance(command, str) else shlex.join(command)
+        reply = self._lab.request(
+            "run",
+            limit_s=timeout_s,
+            **{"namespace": self.namespace, "argv": argv, "stdin": stdin, "env": dict(env or {}), "cwd": cwd, "timeout_s": timeout_s},
+        )
+        result = Result(text, reply["code"], reply["stdout"], reply["stderr"])
+        if reply["timed_out"]:
+            raise CommandError(f"{self.name}: `{text}` took longer than {timeout_s:g} s\n{result.stdout}{result.stderr}")
+        if check and result.code != 0:
+            raise CommandError(f"{self.name}: `{text}` ended with {result.code}\n{result.stdout}{result.stderr}")
+        return result
+
+    def ip(self, lines: Iterable[str]) -> None:
+        """Runs lines of `ip` commands in one process (`ip -batch`)."""
+        if text := "".join(f"{line}\n" for line in lines):
+            try:
+                self.run(["ip", "-batch", "-"], stdin=text)
+            except CommandError as error:
+                raise CommandError(f"{error}in:\n{text}") from None
+
+    def ipvs(self, rules: str) -> None:
+        """Restores `ipvsadm -Sn` lines: adds the virtual and real servers they name. Blank ends and indentation are ignored."""
+        lines = [stripped for line in rules.splitlines() if (stripped := line.strip()) and not stripped.startswith("#")]
+        # `ipvsadm -R` reads on after a bad line and still exits 0: a complaint is a failure.
+        result = self.run(["ipvsadm", "-R"], stdin="".join(f"{line}\n" for line in lines), check=False)
+        if result.code != 0 or result.stderr.strip():
+            raise CommandError(f"{self.name}: ipvsadm -R: {result.stdout}{result.stderr}")
+
+    def ipvs_rules(self) -> list[str]:
+        """The lines of `ipvsadm -Sn`."""
+        return self.run(["ipvsadm", "-Sn"]).lines
+
+    def nft(self, ruleset: str) -> None:
+        """Applies an nftables script in one transaction."""
+        self.run(["nft", "-f", "-"], stdin=ruleset)
+
+    def sysctl(self, values: Mapping[str, str]) -> None:
+        """Writes sysctls in this namespace (`{"net.ipv4.vs.conntrack": "1"}`)."""
+        self._lab.request("sysctls", namespace=self.namespace, sysctls=dict(values))
+
+    def popen(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        """A process that goes on, in the project's directory unless `cwd` says otherwise; killed at the test's end."""
+        argv = ["bash", "-c", command] if isinstance(command, str) else list(command)
+        pid = self._lab.request(
+            "start", namespace=self.namespace, argv=argv, stdin=stdin, env=dict(env or {}), cwd=cwd
+        )
+        return Process(self, command if isinstance(command, str) else shlex.join(command), pid)
+
+    def call(
+        self, function: str | Callable[..., Any], *args: Any, timeout_s: float = 30.0, **kwargs: Any
+    ) -> Any:
+        """What a Python function (or coroutine function) returns when run in this namespace, in a process of its own.
+
+        Args:
+            function: a module-level function, or `module:name`; it is imported anew in the guest.
+            args: JSON values, as what it returns must be.
+
+        Raises:
+            CallError: it raised.
+            CommandError: it took longer than `timeout_s`, or its process was killed.
+        """
+        if not isinstance(function, str):
+            module = inspect.getmodule(function)
+            function = f"{module.__name__ if module else '?'}:{function.__qualname__}"
+        reply = self._lab.request(
+            "call",
+            limit_s=timeout_s,
+            **{"namespace": self.namespace, "function": function, "args": list(args), "kwargs": kwargs, "timeout_s": timeout_s},
+        )
+        output = f"\n{reply['stdout']}{reply['stderr']}"
+        if reply["timed_out"]:
+            raise CommandError(f"{self.name}: {function} took longer than {timeout_s:g} s{output}")
+        if reply["result"] is None:
+            raise CommandError(f"{self.name}: {function} ended with {reply['code']}{output}")
+        if "raised" in reply["result"]:
+            raise CallError(reply["result"]["raised"], reply["result"]["message"], reply["result"]["traceback"] + output)
+        return reply["result"]["value"]
+
+    def shell(self) -> None:
+        """An interactive shell in this host, on this process's terminal."""
+        self._lab.shell(self.namespace)
+
+    # Servers and clients
+
+    def serve(
+        self,
+        *,
+        tcp: Iterable[int] = (),
+        udp: Iterable[int] = (),
+        sctp: Iterable[int] = (),
+        name: str | None = None,
+        address: str | None = None,
+        delay_s: float = 0.0,
+    ) -> Server:
+        """A server answering `NAME saw SOURCE:PORT at ADDRESS:PORT` on these ports; TCP ports answer HTTP as well.
+
+        Args:
+            name: how it calls itself; the host's name unless given.
+            address: listen there only; otherwise on all addresses, IPv4 and IPv6.
+            delay_s: wait before each answer over TCP, HTTP or SCTP.
+        """
+        wanted = [("tcp", port) for port in tcp] + [("udp", port) for port in udp] + [("sctp", port) for port in sctp]
+        ports = [(transport, where, port) for transport, port in wanted for where in ([address] if address else ["0.0.0.0", "::"])]
+        number = self._lab.request(
+            "serve", namespace=self.namespace, name=name or self.name, ports=ports, delay_s=delay_s
+        )
+        return Server(self._lab, number)
+
+    def connect(
+        self,
+        target: str,
+        *,
+        proto: str = "tcp",
+        count: int = 1,
+        parallel: int = 1,
+        source: str | None = None,
+        source_port: int = 0,
+        timeout_s: float = 2.0,
+        reset: bool = False,
+    ) -> list[Outcome]:
+        """Outcomes of `count` new connections to `10.96.0.10:80` or `[fd00::1]:80`, each asking one question.
+
+        Args:
+            proto: tcp, udp or sctp.
+            parallel: how many at a time.
+            source: bind to this address; source_port: bind to this port (0: the kernel's choice).
+            timeout_s: for connecting, and again for the answer.
+            reset: end each TCP connection with RST, leaving no TIME_WAIT.
+        """
+        limit_s = 2 * timeout_s * -(-count // parallel)
+        replies = self._lab.request(
+            "connect",
+            limit_s=limit_s,
+            namespace=self.namespace,
+            target=target,
+            count=count,
+            parallel=parallel,
+            **_client(proto, source, source_port, timeout_s),
+            reset=reset,
+        )
+        return [from_wire(reply) for reply in replies]
+
+    def open(
+        self,
+        target: str,
+        *,
+        proto: str = "tcp",
+        source: str | None = None,
+        source_port: int = 0,
+        timeout_s: float = 2.0,
+    ) -> Connection:
+        """A connection that stays open, already asked once: `first` is that outcome (a Failure when it could not be opened)."""
+        reply = self._lab.request(
+            "open",
+            limit_s=2 * timeout_s,
+            namespace=self.namespace,
+            target=target,
+            **_client(proto, source, source_port, timeout_s),
+        )
+        return Connection(self._lab, reply["number"], from_wire(reply["outcome"]))
+
+    def traffic(
+        self,
+        target: str,
+        *,
+        proto: str = "tcp",
+        seconds: float | None = None,
+        limit: int | None = None,
+        interval_s: float = 0.02,
+        timeout_s: float = 2.0,
+    ) -> Traffic:
+        """New connections in the background, one after another, `interval_s` apart, until stopped, a number or a time."""
+        number = self._lab.request(
+            "traffic",
+            namespace=self.namespace,
+            target=target,
+            seconds=seconds,
+            limit=limit,
+            interval_s=interval_s,
+            **_client(proto, None, 0, timeout_s),
+            reset=False,
+        )
+        return Traffic(self._lab, number)
+
+
+class Process:
+    """A process that was started with `popen`."""
+
+    def __init__(self, host: Host, command: str, pid: int) -> None:
+        self.host = host
+        self.command = command
+        self.pid = pid
+        self._lab = host.net.lab
+
+    def log(self, offset: int = 0) -> str:
+        """What it has written to stdout and stderr, from a byte offset on."""
+        return str(self._lab.request("log", pid=self.pid, offset=offset))
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self.wait(0.0)
+
+    def wait(self, timeout_s: float = 10.0) -> int | None:
+        """The exit code (negative: the signal that ended it), or None when it still runs after `timeout_s`."""
+        code = self._lab.request("wait", limit_s=timeout_s, pid=self.pid, timeout_s=timeout_s)
+        return None if code is None else int(code)
+
+    def kill(self, number: int = signal.SIGTERM, *, group: bool = False) -> None:
+        """Sends it (or its whole process group) a signal. Does not wait."""
+        self._lab.request("signal", pid=self.pid, number=int(number), group=group)
+
+    def stop(self, timeout_s: float = 10.0) -> int:
+        """The exit code after SIGTERM; SIGKILL follows when that does not help in time."""
+        self.kill()
+        code = self.wait(timeout_s)
+        if code is None:
+            self.kill(signal.SIGKILL, group=True)
+            code = self.wait(5.0)
+        assert code is not None, f"`{self.command}` survived SIGKILL"
+        return code
+
+    def wait_for_log(self, pattern: str, timeout_s: float = 10.0) -> re.Match[str]:
+        """The first match of a regular expression in its log, waited for.
+
+        Raises:
+            CommandError: it did not appear in time, or the process ended without writing it.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ended = self.poll() is not None  # asked before the log: its last words are then in it
+            log = self.log()
+            if match := re.search(pattern, log, re.MULTILINE):
+                return match
+            if ended or time.monotonic() > deadline:
+                what = "ended" if ended else f"still runs after {timeout_s:g} s"
+                raise CommandError(f"`{self.command}` {what} without writing {pattern!r}; its log:\n{log}")
+            time.sleep(0.05)
+
+
+class Server:
+    """A running lab server."""
+
+    def __init__(self, lab: Lab, number: int) -> None:
+        self._lab = lab
+        self._number = number
+
+    def seen(self) -> list[str]:
+        """Whom it answered, in order: `tcp 192.168.50.10:41234`."""
+        return list(self._lab.request("server_seen", number=self._number))
+
+    def close(self, *, connections: bool = True) -> None:
+        """Stops listening and, unless told otherwise, ends its connections."""
+        self._lab.request("server_close", number=self._number, connections=connections)
+
+
+class Connection:
+    """An open connection of a client."""
+
+    def __init__(self, lab: Lab, number: int | None, first: Outcome) -> None:
+        self._lab = lab
+        self._number = number
+        self.first = first
+
+    def ping(self, timeout_s: float = _PING_TIMEOUT_S) -> Outcome:
+        """The outcome of one more question over the same connection."""
+        if self._number is None:
+            return self.first
+        return from_wire(self._lab.request("ping", limit_s=timeout_s, number=self._number, timeout_s=timeout_s))
+
+    def close(self, *, reset: bool = False) -> None:
+        """Ends it with FIN or RST. Idempotent."""
+        if self._number is not None:
+            self._lab.request("close", number=self._number, reset=reset)
+            self._number = None
+
+
+@dataclass(frozen=True)
+class TrafficReport:
+    """What background connections met with."""
+
+    count: int
+    answers: dict[str, int]
+    """Per server's name."""
+    failures: list[tuple[float, str]]
+    """(seconds since the start, what happened)."""
+    longest_gap_s: float
+    """The longest time between two answers."""
+    done: bool
+
+
+class Traffic:
+    """Connections made in the background."""
+
+    def __init__(self, lab: Lab, number: int) -> None:
+        self._lab = lab
+        self._number = number
+
+    def report(self) -> TrafficReport:
+        """The counts so far."""
+        return self._report(stop=False, wait_s=0.0)
+
+    def stop(self) -> TrafficReport:
+        """The final counts, after ending it."""
+        return self._report(stop=True, wait_s=0.0)
+
+    def wait(self, timeout_s: float = 30.0) -> TrafficReport:
+        """The counts when its `limit` or `seconds` are reached (or `timeout_s` has passed: then `done` is False)."""
+        return self._report(stop=False, wait_s=timeout_s)
+
+    def _report(self, *, stop: bool, wait_s: float) -> TrafficReport:
+        reply = self._lab.request("traffic_report", limit_s=wait_s, number=self._number, stop=stop, wait_s=wait_s)
+        reply["failures"] = [(at_s, what) for at_s, what in reply["failures"]]
+        return TrafficReport(**reply)
+
+
+def answered(outcomes: Iterable[Outcome]) -> list[Answer]:
+    """The outcomes as answers.
+
+    Raises:
+        AssertionError: one is a failure; the message lists them all.
+    """
+    outcomes = list(outcomes)
+    assert all(isinstance(outcome, Answer) for outcome in outcomes), f"not all answered: {list(map(str, outcomes))}"
+    return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+
+
+def _device_up(device: str, addresses: Iterable[str]) -> list[str]:
+    lines = []
+    for address in addresses:
+        nodad = " nodad" if ip_interface(address).version == 6 else ""
+        lines.append(f"address add {address} dev {device}{nodad}")
+    return [*lines, f"link set dev {device} up"]
+
+
+def _client(proto: str, source: str | None, source_port: int, timeout_s: float) -> dict[str, Any]:
+    return {"transport": proto, "source": source, "source_port": source_port, "timeout_s": timeout_s}
