@@ -76,11 +76,12 @@ def _route_filter(own_port_id: int) -> list[_Step]:
     ]
 
 
-def _nft_filter(own_port_id: int) -> list[_Step]:
-    """Accept what is not our own doing, except the mere note that a transaction ended."""
+def _nft_filter(own_port_id: int, nft_pid: int) -> list[_Step]:
+    """Accept what is not our own doing, nor nft's for us, except the mere note that a transaction ended."""
     return [
         _Step(_LOAD_WORD, _AT_PORT_ID),
-        _Step(_IF_EQUAL, socket.htonl(own_port_id), if_true=3),
+        _Step(_IF_EQUAL, socket.htonl(own_port_id), if_true=4),
+        _Step(_IF_EQUAL, socket.htonl(nft_pid), if_true=3),
         _Step(_LOAD_HALF, _AT_TYPE),
         _Step(_IF_EQUAL, socket.htons(_NFT_NEW_GENERATION), if_true=1),
         _Step(_RETURN, _ACCEPT),
@@ -92,25 +93,27 @@ class Monitor:
     """Hears from the moment it is made; tells when `changes` is read, by one reader.
 
     Args:
-        own_port_id: port id of the socket by which we change routes and addresses.
+        route_port_id: port id of the socket by which we change routes and addresses.
+        nft_port_id: port id of the socket by which we change sets.
         table: name of our nftables table.
     """
 
-    def __init__(self, own_port_id: int, table: str) -> None:
+    def __init__(self, route_port_id: int, nft_port_id: int, table: str) -> None:
+        self._nft_port_id = nft_port_id
         self._table = table.encode() + b"\0"
         self._routing = _listener(
             socket.NETLINK_ROUTE,
             (_GROUP_LINK, _GROUP_ADDRESS4, _GROUP_ROUTE4, _GROUP_ADDRESS6, _GROUP_ROUTE6),
-            _route_filter(own_port_id),
+            _route_filter(route_port_id),
         )
-        self._nft = _listener(NETLINK_NETFILTER, (_GROUP_NFTABLES,), _nft_filter(0))
+        self._nft = _listener(NETLINK_NETFILTER, (_GROUP_NFTABLES,), _nft_filter(nft_port_id, 0))
         self._news: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._closed = False
 
     def ignore_nft(self, pid: int) -> None:
         """From now on, say nothing of changes by the nft process with this pid (its socket's port id)."""
-        _attach(self._nft, _nft_filter(pid))
+        _attach(self._nft, _nft_filter(self._nft_port_id, pid))
 
     def close(self) -> None:
         """Stop; `changes` ends."""

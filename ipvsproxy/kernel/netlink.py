@@ -13,6 +13,7 @@ Source: RFC 3549, linux/netlink.h, linux/net/netlink/af_netlink.c.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -37,7 +38,9 @@ _ERROR, _DONE, _OVERRUN = 2, 3, 4
 
 _SOL_NETLINK = 270
 _CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK = 10, 11, 12
-_SO_RCVBUFFORCE = 33
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_LARGE_MESSAGE_BYTES = 64 << 20
+"""An upper limit only: 100,000 elements are 8 MB."""
 
 _BATCH_BYTES = 1 << 16
 _RECEIVE_BYTES = 1 << 16
@@ -63,6 +66,8 @@ class Failure(NamedTuple):
 
     errno: int
     detail: str = ""
+    offset: int = 0
+    """Where in the message the attribute at fault begins; 0: not said."""
 
 
 def message(kind: int, flags: int, payload: bytes) -> bytes:
@@ -190,6 +195,44 @@ class Netlink:
                 if index == last:
                     return
 
+    async def transact(self, encoded: Sequence[bytes]) -> list[tuple[int, Failure]]:
+        """Send messages that the kernel takes as one transaction, begin and end included; what failed, by index.
+
+        Raises: DataplaneError if the transaction is larger than the kernel lets a message be.
+        """
+        async with self._lock:
+            self._begin()
+            base = self._sequence + 1
+            self._sequence += len(encoded)
+            buffer = bytearray()
+            for index, one in enumerate(encoded):
+                start = len(buffer)
+                buffer += one
+                _SEQUENCE.pack_into(buffer, start + 8, (base + index) & 0xFFFFFFFF)
+            try:
+                self._socket.send(buffer)
+            except OSError as error:
+                raise error_for(None, error.errno or 0, f"a transaction of {len(buffer)} bytes: {error}") from error
+            failures: list[tuple[int, Failure]] = []
+            while True:  # only what failed is answered, and the answers are there already
+                try:
+                    data = self._socket.recv(_RECEIVE_BYTES)
+                except BlockingIOError:
+                    break
+                for kind, flags, sequence, start, end in split(data):
+                    index = (sequence - base) & 0xFFFFFFFF
+                    if kind == _ERROR and index < len(encoded):
+                        failure = _failure(data, flags, start, end)
+                        if failure.errno:
+                            failures.append((index, failure))
+            self._unread = False
+        return failures
+
+    def allow_large_messages(self) -> None:
+        """Let one send be as large as a transaction over all Services needs."""
+        with contextlib.suppress(PermissionError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _LARGE_MESSAGE_BYTES)
+
     async def request(self, encoded: bytes) -> list[bytes]:
         """The payloads that answer one request, dumps excepted; empty if it is only acknowledged.
 
@@ -310,8 +353,9 @@ def _failure(data: bytes, flags: int, start: int, end: int) -> Failure:
     (code,) = _ERRNO.unpack_from(data, start)
     if code >= 0:
         return Failure(0)
-    detail = ""
+    said: dict[int, bytes] = {}
     if flags & _CAPPED_TLVS and end - start > 20:
-        words = attributes(data[:end], start + 20).get(1, b"")  # NLMSGERR_ATTR_MSG
-        detail = words.rstrip(b"\0").decode("utf-8", "replace")
-    return Failure(-code, detail or os.strerror(-code))
+        said = attributes(data[:end], start + 20)
+    words = said.get(1, b"").rstrip(b"\0").decode("utf-8", "replace")  # NLMSGERR_ATTR_MSG
+    offset = _SEQUENCE.unpack(said[2])[0] if 2 in said else 0  # NLMSGERR_ATTR_OFFS
+    return Failure(-code, words or os.strerror(-code), offset)

@@ -19,7 +19,7 @@ import msgspec
 from ipvsproxy.dataplane import Op, Unsupported
 from ipvsproxy.kernel.errors import error_for
 
-_LIST = ("nft", "-j", "list", "table")
+_LIST = ("nft", "-j", "--terse", "list", "table")
 _LOCATION = re.compile(r"^(?:\S+?:(\d+):(\d+)-(\d+): )?Error: (.*)$", re.MULTILINE)
 _COULD_NOT = "Could not process rule: "
 _ERRNO = {os.strerror(code): code for code in errno.errorcode}
@@ -54,12 +54,12 @@ class Nft:
             number, detail = explain(script, complaint)
             raise error_for(op, number, detail)
 
-    async def listing(self) -> dict[str, Any] | None:
-        """The table as `nft -j` lists it; None if there is none."""
+    async def shape(self) -> bytes | None:
+        """What the table is apart from elements and counts: equal for equal rules, sets and chains. None: no table."""
         code, listed, complaint = await self._exec((*_LIST, self._family, self._table))
         if not code:
-            # Decoding a large table takes a while; a thread lets the loop go on.
-            return await asyncio.to_thread(msgspec.json.decode, listed, type=dict[str, Any])
+            listing: dict[str, Any] = msgspec.json.decode(listed)
+            return msgspec.json.encode([_steady(item) for item in listing["nftables"] if "metainfo" not in item])
         number, detail = explain("", complaint)
         if number == errno.ENOENT:
             return None
@@ -116,11 +116,6 @@ def explain(script: str, complaint: str) -> tuple[int, str]:
     head = " ".join(lines[line - 1].split()[:5])
     quoted = about if len(about) <= _QUOTE_CHARS else f"{about[:_QUOTE_CHARS]}…"
     return number, f"nft: {words}: {quoted!r} in `{head} …`"
-
-
-def shape(listing: dict[str, Any]) -> bytes:
-    """What a table is apart from the elements in it and what it counted: equal for equal rules, sets and chains."""
-    return msgspec.json.encode([_steady(item) for item in listing["nftables"] if "metainfo" not in item])
 
 
 def _steady(value: Any) -> Any:

@@ -6,10 +6,11 @@ Knows: which operation is whose. Must not know: netlink's bytes, nft's language,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import groupby
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from ipvsproxy import nftables
 from ipvsproxy.dataplane import (
@@ -19,6 +20,7 @@ from ipvsproxy.dataplane import (
     DataplaneError,
     DeleteVip,
     HostNetwork,
+    Interrupted,
     Op,
 )
 from ipvsproxy.kernel.conntrack import Conntrack
@@ -27,7 +29,8 @@ from ipvsproxy.kernel.host import Host
 from ipvsproxy.kernel.ipvs import GENL_OPS, GenlOp, Ipvs, open_ipvs
 from ipvsproxy.kernel.monitor import Monitor
 from ipvsproxy.kernel.netlink import Failure
-from ipvsproxy.kernel.nft import Nft, shape
+from ipvsproxy.kernel.nft import Nft
+from ipvsproxy.kernel.setelements import SetElements
 from ipvsproxy.model import (
     ActualVirtualServer,
     Element,
@@ -36,6 +39,9 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
+
+_READS = 5
+"""How often a table that changes under our hands is read before we give up."""
 
 
 class KernelDataPlane:
@@ -49,7 +55,8 @@ class KernelDataPlane:
         self._reader = reader  # so that a long dump holds up no change
         self._host = Host()
         self._conntrack = Conntrack()
-        self._monitor = Monitor(self._host.port_id, nftables.TABLE)
+        self._sets = SetElements(nftables.TABLE)
+        self._monitor = Monitor(self._host.port_id, self._sets.port_id, nftables.TABLE)
         self._nft = Nft(nftables.FAMILY, nftables.TABLE, self._monitor.ignore_nft)
         self._shape: bytes | None = None  # of the table as we loaded it; None: not loaded yet
 
@@ -63,7 +70,7 @@ class KernelDataPlane:
 
     def close(self) -> None:
         """Close every socket; everything in the kernel stays and works."""
-        for part in (self._monitor, self._ipvs, self._reader, self._host, self._conntrack):
+        for part in (self._monitor, self._ipvs, self._reader, self._host, self._conntrack, self._sets):
             part.close()
 
     async def __aenter__(self) -> Self:
@@ -105,7 +112,12 @@ class KernelDataPlane:
         failures = {}
         for index, op in enumerate(run):
             try:
-                await self._nft.run(nftables.transaction(op), op)
+                if await self._sets.can_change(op):
+                    failure = await self._sets.change(op)
+                    if failure is not None:
+                        failures[index] = failure
+                else:
+                    await self._nft.run(nftables.transaction(op), op)
             except DataplaneError as error:
                 failures[index] = Failure(error.errno, error.detail)
             except ValueError as error:
@@ -143,15 +155,12 @@ class KernelDataPlane:
 
     async def dump_elements(self) -> set[Element] | None:
         """Every element in our table; None if it is missing, or its rules are not those we loaded."""
-        listing = await self._nft.listing()
-        if listing is None:
+        if self._shape is not None and await self._nft.shape() != self._shape:
             return None
-        return await asyncio.to_thread(self._elements, listing)
-
-    def _elements(self, listing: dict[str, Any]) -> set[Element] | None:
-        if self._shape is not None and shape(listing) != self._shape:
-            return None
-        return nftables.parse_elements(listing)
+        for _ in range(_READS):
+            with contextlib.suppress(Interrupted):
+                return await self._sets.dump()
+        raise Interrupted(None, errno.EINTR, f"the table changed during each of {_READS} reads")
 
     async def connections(self, key: VirtualServerKey) -> dict[RealServerKey, RealServerCounters]:
         """Open connections per real server."""
@@ -164,8 +173,8 @@ class KernelDataPlane:
         """Make our table, and note its rules, so that `dump_elements` sees if somebody alters them."""
         self._shape = None
         await self._nft.run(script)
-        listing = await self._nft.listing()
-        self._shape = None if listing is None else await asyncio.to_thread(shape, listing)
+        self._shape = await self._nft.shape()
+        await self._sets.learn()
 
     async def read_host(self) -> HostNetwork:
         """Addresses, links and gateways."""
