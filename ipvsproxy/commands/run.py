@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from ipvsproxy.applier import describe  # noqa: PLC0415
     from ipvsproxy.daemon import BindFailed  # noqa: PLC0415
     from ipvsproxy.dataplane import DataplaneError  # noqa: PLC0415
+    from ipvsproxy.kernel.sysctl import SysctlError  # noqa: PLC0415
     from kubecore import log  # noqa: PLC0415
     from kubecore.access import AccessError  # noqa: PLC0415
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         tell(f"info: {line}")
     try:
         return asyncio.run(_serve(args, loaded.config, name))
-    except (AccessError, BindFailed) as error:
+    except (AccessError, BindFailed, SysctlError) as error:
         tell(f"ipvsproxy: {error}")
     except DataplaneError as error:
         tell(f"ipvsproxy: {describe(error)}")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> int:
     from ipvsproxy.daemon import Daemon, families_here, stop_on_signals  # noqa: PLC0415
     from ipvsproxy.kernel.plane import KernelDataPlane  # noqa: PLC0415
-    from ipvsproxy.kernel.preflight import prepare  # noqa: PLC0415
+    from ipvsproxy.kernel.preflight import check, prepare  # noqa: PLC0415
     from ipvsproxy.sources import CLUSTER, WATCHED  # noqa: PLC0415
     from kubecore.access import load_access  # noqa: PLC0415
     from kubecore.api import ApiClient  # noqa: PLC0415
@@ -76,8 +77,10 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
     from kubecore.reflector import Reflector  # noqa: PLC0415
     from kubecore.store import Source  # noqa: PLC0415
 
-    families = families_here()
-    schedulers = await prepare(config, families)
+    findings = await check(config)
+    for line in findings.warnings:
+        tell(f"warning: {line}")
+    await prepare(config, findings)
     if args.init_only:
         return 0
     client: ApiClient | None = None
@@ -97,8 +100,8 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
             source=source,
             client=client,
             dataplane=dataplane,
-            schedulers=schedulers,
-            families=families,
+            schedulers=findings.schedulers,
+            families=families_here(),
         )
         watching = asyncio.create_task(_stop_when_changed(args.config, stop))
         try:

@@ -34,7 +34,7 @@ class Setting(NamedTuple):
     at_least: bool = False
     """A larger value is as good."""
     optional: bool = False
-    """Where the file is missing, or belongs to another namespace, that is said and passed over."""
+    """Where the file is missing, belongs to another namespace or cannot be written, that is said and passed over."""
 
 
 class SysctlError(Exception):
@@ -116,6 +116,9 @@ def write(setting: Setting, root: Path = Path("/proc/sys")) -> bool:
     try:
         path.write_text(f"{setting.value}\n")
     except OSError as error:
+        if setting.optional:
+            _log.warning(log.SYSCTL_NOT_OURS, file=str(path), value=old, wanted=setting.value, error=error.strerror)
+            return False
         reason = os.strerror(error.errno or 0)
         raise SysctlError(f"{path} is {old}, cannot write {setting.value} ({reason}): {setting.remedy}") from error
     _log.info(log.SYSCTL_WRITTEN, file=str(path), old=old, new=setting.value)
