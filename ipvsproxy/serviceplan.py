@@ -174,6 +174,7 @@ class _Planning:
                 if port.node_port:
                     fronts += self._node_ports(family, port)
                 self._plan_port(port, family, endpoints, fronts, external_local=external_local)
+        health_check = self._health_check(external_local=external_local)
         return ServicePlan(
             key=service.key,
             created_s=service.created_s,
@@ -182,7 +183,7 @@ class _Planning:
             cluster_ips=tuple(ip for _, ip in families),
             vips=tuple(self.vips),
             elements=tuple(self.shared),
-            health_check=self._health_check(external_local=external_local),
+            health_check=health_check,
             problems=tuple(dict.fromkeys(self.problems)),
             needs=self.needs,
             no_local_internal=self.no_local_internal,
