@@ -60,7 +60,8 @@ COUNTERS = {
     "outside_ranges": "not within loadBalancerSourceRanges",
     "not_a_service": "to a VIP, on a port that is no Service",
 }
-"""Named counters of what is dropped or rejected, and why."""
+"""What is dropped or rejected, and why: the comments of the rules that count it. Named counters would need a module
+of their own before 6.2 (nft_objref)."""
 
 _VERDICTS = frozenset(f"goto {kind.value}" for kind in sets.Kind)
 _SAFE = re.compile(r"[0-9A-Za-z_.:@/-]+")
@@ -85,15 +86,15 @@ _RULES = """
   chain stray {{
     meta l4proto {{ icmp, ipv6-icmp }} accept
     tcp dport @health_ports accept
-    ct state new meta l4proto tcp counter name not_a_service reject with tcp reset
-    ct state new counter name not_a_service reject with icmpx port-unreachable
+    ct state new meta l4proto tcp counter reject with tcp reset comment "not_a_service"
+    ct state new counter reject with icmpx port-unreachable comment "not_a_service"
   }}
   chain cluster_ip {{
     ct state established,related accept
     {cluster_ip}
   }}
   chain no_local {{
-    ct state new counter name no_local_endpoint drop
+    ct state new counter drop comment "no_local_endpoint"
   }}
   chain external {{
     ct state established,related accept
@@ -105,7 +106,7 @@ _RULES = """
   }}
   chain external_no_local {{
     jump on_node
-    ct state new counter name no_local_endpoint drop
+    ct state new counter drop comment "no_local_endpoint"
   }}
   chain ranged_external {{
     jump within_ranges
@@ -122,7 +123,7 @@ _RULES = """
   chain within_ranges {{
     ip daddr . meta l4proto . th dport . ip saddr @range4 return
     ip6 daddr . meta l4proto . th dport . ip6 saddr @range6 return
-    counter name outside_ranges drop
+    counter drop comment "outside_ranges"
   }}
   chain host {{
     ip saddr @source4 accept
@@ -223,17 +224,12 @@ def _with_known_chain(element: Element) -> Element:
 
 
 def _body(config: Config) -> str:
-    return "".join([*_counters(), *_sets(), _rules(config)])
+    return "".join([*_sets(), _rules(config)])
 
 
 def _marker(body: str) -> str:
     """Name of an empty chain that tells by which rules the table was made."""
     return f"made_by_{blake2b(body.encode(), digest_size=8).hexdigest()}"
-
-
-def _counters() -> Iterator[str]:
-    for name in COUNTERS:
-        yield f"  counter {name} {{\n  }}\n"
 
 
 def _sets() -> Iterator[str]:
