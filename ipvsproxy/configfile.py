@@ -114,9 +114,8 @@ class _Reader:
         if language not in LANGUAGES:
             wanted = " or ".join(f"apiVersion: {a}, kind: {k}" for a, k in (KUBE_PROXY, OURS))
             field = ("kind",) if language[0] in {KUBE_PROXY[0], OURS[0]} else ("apiVersion",)
-            reason = (
-                f"{language[0] or 'no apiVersion'} {language[1] or 'without kind'} is not a configuration of this proxy"
-            )
+            given = f"{language[0] or 'no apiVersion'}, {language[1] or 'no kind'}"
+            reason = f"{given} is not a configuration of this proxy"
             self.mistakes.append(str(document.error(field, reason, f"write {wanted}")))
             return
         if language in self.seen:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 Parser = Callable[[Any], Any]
 
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_IS_DURATION = re.compile(r"([+-]?)((?:(?:\d+\.?\d*|\.\d+)(?:h|ms|m|s|us|µs|ns))+)").fullmatch
+_IS_DURATION = re.compile(r"([+-]?)((?:(?:\d+\.?\d*|\.\d+)(?:h|ms|m|s|us|µs|ns))+)", re.ASCII).fullmatch
 _DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|m|s|us|µs|ns)")
 _IS_INTERFACE = re.compile(r"[0-9A-Za-z_.:@-]{1,15}").fullmatch
 
@@ -36,7 +36,9 @@ class BadValue(ValueError):  # noqa: N818 - says what it is
 
 def nearest(word: str, known: list[str]) -> str:
     """`did you mean "x"?`, or the known words if none is near."""
-    near = get_close_matches(word, known, 1) or [k for k in known if k.lower() == word.lower()]
+    lower = {k.lower(): k for k in known}
+    near = [lower[k] for k in get_close_matches(word.lower(), lower, 1)]
+    near = near or [k for k in known if word and k.lower().startswith(word.lower())]
     return f'did you mean "{near[0]}"?' if near else f"known are {', '.join(sorted(known))}"
 
 
@@ -88,7 +90,7 @@ def duration_s(value: Any) -> float:
         return 0.0
     match = _IS_DURATION(value) if isinstance(value, str) else None
     if match is None:
-        if value in {"0", "+0", "-0"}:
+        if value in ("0", "+0", "-0"):
             return 0.0
         raise BadValue(f"{value!r} is not a duration", 'write a number and a unit, such as "30s", "1m30s" or "24h"')
     sign, parts = match.groups()
