@@ -1,10 +1,10 @@
-"""Listeners, Sites and the hot path put together: what a datagram or a message over TCP goes through.
+"""Listeners, chains and the hot path put together: what a datagram or a message over TCP goes through.
 
 Knows: which server block a query goes to, how many may be in flight, what is counted. Must not know how a configuration
-comes about or when the cluster changes: `daemon` tells it. One Server in each process.
+comes about or when the cluster changes: `engine` tells it. One Server in each process.
 
 A query meets, in this order: the HotPath; `wire.accept`, which drops or refuses what is no proper query; the Router;
-and the chain of plugins of one Site, in a task of its own.
+and the chain of plugins of one server block, in a task of its own.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import structlog
 
-from dnsserver import encode, tcp, udp, wire
-from dnsserver.hotpath import Cell, Fast, HotPath
-from dnsserver.message import ExtendedError, Message, Query, Rcode, Transport
+from dnsserver import encode, names, tcp, udp, wire
+from dnsserver.answer import prepare
+from dnsserver.chain import Chain, Match, Router
+from dnsserver.hotpath import Cell, Fast, HotPath, Lasting
+from dnsserver.message import ExtendedError, Message, Prepared, QType, Query, Question, Rcode, Transport
 from dnsserver.metrics import DROPPED_ZONE, ServerMetrics, Traffic
-from dnsserver.site import Place, Router, Site
+from dnsserver.zone import Zone
 from kubecore import log
 
 _log = structlog.get_logger()
@@ -46,6 +48,12 @@ class ListenAddress(NamedTuple):
     def __str__(self) -> str:
         """As in `--listen`."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def server_label(address: ListenAddress) -> str:
+    """How metrics name an address: `dns://:53`, without a wildcard host."""
+    host = "" if address.host in {"0.0.0.0", "::"} else address.host
+    return f"dns://{ListenAddress(host, address.port)}"
 
 
 @dataclass(slots=True)
@@ -76,22 +84,30 @@ def bind(address: ListenAddress) -> Sockets:
     return Sockets(first, second)
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Whom an address is served for."""
+
+    router: Router
+    zones: Mapping[Chain, Zone]
+    """What the `kubernetes` plugins of the chains serve."""
+
+
 @dataclass(slots=True)
 class Front:
     """One address: its sockets being served, and whom they are served for."""
 
     address: ListenAddress
-    router: Router
+    service: Service
     label: str
     """`dns://:53`, as the metrics name it."""
     udp: udp.UdpListener
     tcp: tcp.TcpListener
     hot: tuple[HotPath, HotPath]
-    started_s: float = field(default_factory=time.monotonic)
 
 
 class Server:
-    """All addresses of a process. Sites are replaced under running sockets; see `configure`."""
+    """All addresses of a process. Chains are replaced under running sockets; see `configure`."""
 
     def __init__(self, metrics: ServerMetrics, *, limits: tcp.Limits | None = None) -> None:
         self.metrics = metrics
@@ -112,7 +128,9 @@ class Server:
         """Queries in chains now."""
         return len(self._tasks)
 
-    async def configure(self, routers: dict[ListenAddress, Router], sockets: dict[ListenAddress, Sockets]) -> None:
+    async def configure(
+        self, services: Mapping[ListenAddress, Service], sockets: Mapping[ListenAddress, Sockets]
+    ) -> None:
         """Serve exactly these addresses from now on.
 
         An address already served keeps its sockets and connections: the next query simply meets the new Router, and
@@ -120,25 +138,24 @@ class Server:
         from now on.
         """
         loop = asyncio.get_running_loop()
-        for address, router in routers.items():
+        for address, service in services.items():
             front = self._fronts.get(address)
             if front is not None:
-                front.router = router
+                front.service = service
                 for hot in front.hot:
                     hot.clear()
                 continue
-            front = self._front(address, router, sockets[address])
+            front = self._front(address, service, sockets[address])
             self._fronts[address] = front
             front.udp.start(loop)
             await front.tcp.start()
-            _log.info(log.DNS_LISTENER_OPENED, address=str(address), zones=len(router.places))
-        for address in [a for a in self._fronts if a not in routers]:
+            _log.info(log.DNS_LISTENER_OPENED, address=str(address), zones=len(service.router.zones))
+        for address in [a for a in self._fronts if a not in services]:
             await self._close(self._fronts.pop(address), grace_s=2.0)
             _log.info(log.DNS_LISTENER_CLOSED, address=str(address))
 
-    def _front(self, address: ListenAddress, router: Router, sockets: Sockets) -> Front:
-        host = "" if address.host in {"0.0.0.0", "::"} else address.host
-        label = f"dns://{ListenAddress(host, address.port)}"
+    def _front(self, address: ListenAddress, service: Service, sockets: Sockets) -> Front:
+        label = server_label(address)
         v6 = ":" in address.host
         family = 2 if v6 else 1
         front: Front
@@ -150,7 +167,7 @@ class Server:
         over_tcp = HotPath(partial(resolve, "tcp"), tcp=True)
         front = Front(
             address,
-            router,
+            service,
             label,
             udp.listen(sockets.udp, over_udp, lambda data, peer, listener: self._from_udp(front, data, peer, listener)),
             tcp.TcpListener(
@@ -188,32 +205,19 @@ class Server:
     def _resolve(
         self, front: Front, proto: str, family: int, lower: bytes, qtype: int, *, do: bool, cd: bool
     ) -> Fast | None:
-        place = front.router.find(lower, qtype)
-        if place is None:
+        match = front.service.router.find(lower, qtype)
+        fast = None if match is None else _without_chain(front.service, match.chain, lower, qtype, do=do, cd=cd)
+        if match is None or fast is None:
             return None
-        fast = place.site.fast(lower, qtype, do=do, cd=cd)
-        if fast is None:
-            return None
+        prepared, lasting, tag, plugin = fast
+        zone, rcode = names.to_text(match.zone), prepared.flags & 15
 
         def cell(asked: int, replied: int, do: bool) -> Cell:  # noqa: FBT001 - as Fast has it
-            rcode = fast.prepared.flags & 15
             return self.metrics.traffic.cell(
-                Traffic(
-                    front.label,
-                    place.zone_text,
-                    proto,
-                    family,
-                    qtype,
-                    rcode,
-                    do,
-                    fast.plugin,
-                    asked,
-                    replied,
-                    fast.lasting,
-                )
+                Traffic(front.label, zone, proto, family, qtype, rcode, do, plugin, asked, replied, lasting)
             )
 
-        return Fast(fast.prepared, fast.tag, cell, place.site.max_udp_bytes)
+        return Fast(prepared, tag, cell, match.chain.bufsize or 65535)
 
     def _from_udp(self, front: Front, data: bytes, peer: udp.Peer, listener: udp.UdpListener) -> None:
         def reply(message: bytes | None) -> None:
@@ -233,14 +237,14 @@ class Server:
         host = client[0].partition("%")[0]
         accepted = wire.accept(data, transport, host, client[1], local.partition("%")[0])
         if isinstance(accepted, Query):
-            place = front.router.find(accepted.question.lower, accepted.question.qtype)
-            if place is None:
+            match = front.service.router.find(accepted.question.lower, accepted.question.qtype)
+            if match is None:
                 self._refuse(front, accepted, Rcode.REFUSED, ExtendedError.NOT_AUTHORITATIVE, reply)
             elif len(self._tasks) >= MAX_IN_FLIGHT:
                 self.metrics.shed.labels(front.label).inc()
                 self._refuse(front, accepted, Rcode.SERVFAIL, ExtendedError.OTHER, reply)
             else:
-                task = asyncio.create_task(self._ask(front, place, accepted, reply))
+                task = asyncio.create_task(self._ask(front, match, accepted, reply))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         elif accepted is None:
@@ -269,16 +273,16 @@ class Server:
         self._count(front, DROPPED_ZONE, query, rcode, len(raw), "", time.monotonic())
         reply(raw)
 
-    async def _ask(self, front: Front, place: Place, query: Query, reply: Reply) -> None:
+    async def _ask(self, front: Front, match: Match, query: Query, reply: Reply) -> None:
         """Have the chain answer."""
         began_s = time.monotonic()
         plugin, raw = "", None
         message: Message | None
         try:
             async with asyncio.timeout(QUERY_TIMEOUT_S):
-                message = await place.site.handler(query)
+                message = await front.service.router(query)
             if message is not None:
-                raw = encode.encode(message, query, self._limit(place.site, query))
+                raw = encode.encode(message, query, self._limit(match.chain, query))
                 plugin = "" if message.rcode == Rcode.REFUSED else "kubernetes" if not message.cacheable else "forward"
         except TimeoutError:
             message = Message(rcode=Rcode.SERVFAIL, errors=((int(ExtendedError.OTHER), "timed out"),))
@@ -293,11 +297,11 @@ class Server:
             raw = encode.encode(message, query)
         reply(raw)
         if message is not None and raw is not None:
-            self._count(front, place.zone_text, query, message.rcode, len(raw), plugin, began_s)
+            self._count(front, names.to_text(match.zone), query, message.rcode, len(raw), plugin, began_s)
 
     @staticmethod
-    def _limit(site: Site, query: Query) -> int | None:
-        return min(site.max_udp_bytes, MAX_UDP_PAYLOAD_BYTES) if query.transport == "udp" else None
+    def _limit(chain: Chain, query: Query) -> int | None:
+        return min(chain.bufsize or MAX_UDP_PAYLOAD_BYTES, MAX_UDP_PAYLOAD_BYTES) if query.transport == "udp" else None
 
     def _count(  # noqa: PLR0917
         self, front: Front, zone: str, query: Query, rcode: int, replied: int, plugin: str, began_s: float
@@ -354,3 +358,32 @@ class Server:
         self.metrics.hot_entries.set(sum(hot.entries for front in self._fronts.values() for hot in front.hot))
         for front in self._fronts.values():
             self.metrics.tcp_connections.labels(front.label).set(front.tcp.connections)
+
+
+_NEVER_FAST = frozenset({QType.DS, QType.ANY, QType.AXFR, QType.IXFR, QType.OPT, QType.HINFO})
+"""HINFO is what the loop plugin probes with."""
+
+
+def _without_chain(
+    service: Service, chain: Chain, lower: bytes, qtype: int, *, do: bool, cd: bool
+) -> tuple[Prepared, Lasting, bytes, str] | None:
+    """The reply `chain` would give whoever asks this question of class IN, how long it lasts, its tag, and whose it is.
+
+    None: only the chain can tell.
+    """
+    if qtype in _NEVER_FAST:
+        return None
+    zone = service.zones.get(chain)
+    if zone is not None and zone.cut(lower) is not None:
+        prepared = prepare(zone, Question(lower, lower, qtype))
+        if prepared is not None:
+            if not chain.passes_to_kubernetes(lower, qtype, prepared):
+                return None
+            # Every denial shows the SOA record, and so the serial, which moves with any change.
+            lasting = Lasting.UNTIL_SERIAL if prepared.counts[2:4] != b"\0\0" else Lasting.UNTIL_CHANGED
+            return prepared, lasting, zone.tag(lower), "kubernetes"
+        # What falls through is cached like any foreign name, but not before it is known what falls through.
+        if not zone.synced or zone.config.fallthrough is None:
+            return None
+    prepared = chain.cached(lower, qtype, do=do, cd=cd, now_s=time.monotonic())
+    return None if prepared is None else (prepared, Lasting.UNTIL_SECOND, lower, "cache")

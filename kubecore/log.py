@@ -111,6 +111,7 @@ SNAPSHOT_IGNORED = "dns.snapshot.ignored"
 SNAPSHOT_NOT_WRITTEN = "dns.snapshot.not_written"
 WORKER_STARTED = "dns.worker.started"
 WORKER_DIED = "dns.worker.died"
+WORKER_SILENT = "dns.worker.silent"
 
 # -- dnsserver: plugins, forwarding
 HOSTS_FILE_LOADED = "dns.hosts_file.loaded"
