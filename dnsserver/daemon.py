@@ -270,6 +270,7 @@ class _Single:
         await self._store.wait_listed(Resource.SERVICES)
         await asyncio.sleep(1.0)
         settle_memory()
+        await asyncio.Event().wait()  # once is enough, but a part that ends stops the daemon
 
     async def _reload_on(self, signals: Signals) -> None:
         while True:
