@@ -178,7 +178,7 @@ class VirtualServerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Series for the busiest virtual servers and one for the others."""
         families = self._families()
-        rows = sorted(self._read(), key=lambda row: (-row[2].traffic.connections, row[0]))
+        rows = sorted(self._read(), key=lambda row: (-row[2].traffic.connections, str(row[0])))
         other = [0] * len(families)
         for rank, (key, service, actual) in enumerate(rows):
             values = self._values(actual)

@@ -113,12 +113,15 @@ _RULES = """
     goto external
   }}
   chain ranged_external_local {{
+    fib saddr type local jump within_ranges
+    jump on_node
     jump within_ranges
-    goto external_local
   }}
   chain ranged_external_no_local {{
+    fib saddr type local jump within_ranges
+    jump on_node
     jump within_ranges
-    goto external_no_local
+    ct state new counter drop comment "no_local_endpoint"
   }}
   chain within_ranges {{
     ip daddr . meta l4proto . th dport . ip saddr @range4 return
@@ -161,6 +164,9 @@ _RULES = """
 # input, output: a reply's destination port may equal a node port's, yet it is nobody's request.
 # stray: ICMP errors, IPv6 neighbour discovery and echo are the kernel's to answer, never to be rejected.
 # cluster_ip, external: nat looks at a connection's first packet only, so only that needs the mark.
+# ranged_*_local: loadBalancerSourceRanges restrict who may come through the load balancer. A pod of this node does not:
+# it is sent to the cluster-wide set as if it had used the ClusterIP. The host itself must be within the ranges, as with
+# kube-proxy.
 # on_node: marks go on every packet, for IPVS may have forgotten a flow that conntrack still knows.
 # to_cluster_wide: IPVS compares the whole mark, so the whole mark is set.
 # postrouting: the host's own packets carry the node's address by the VIP's route. Another source of the host (a socket

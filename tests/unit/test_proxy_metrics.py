@@ -56,15 +56,16 @@ def server(connections: int, active: int) -> ActualVirtualServer:
 @pytest.mark.parametrize(("servers", "limit", "series"), [(3, 10, 3), (3, 3, 3), (50, 10, 11)])
 def test_series_per_virtual_server_are_bounded(servers: int, limit: int, series: int) -> None:
     registry = CollectorRegistry()
+    both = (Protocol.TCP, Protocol.UDP)
     rows = [
-        (VirtualServerKey(4, Protocol.TCP, f"10.96.0.{i}", 80), f"default/web-{i}", server(i, active=i))
+        (VirtualServerKey(4, both[i % 2], f"10.96.0.{i // 2}", 80), f"default/web-{i}", server(i // 2 * 2, active=i))
         for i in range(servers)
     ]
     registry.register(VirtualServerCollector(lambda: rows, limit))
     text = generate_latest(registry).decode()
     lines = [x for x in text.splitlines() if x.startswith("ipvsproxy_virtual_server_connections_total{")]
     assert len(lines) == series
-    assert sum(float(x.rsplit(" ", 1)[1]) for x in lines) == sum(range(servers))
+    assert sum(float(x.rsplit(" ", 1)[1]) for x in lines) == sum(i // 2 * 2 for i in range(servers))
 
 
 def test_a_mark_has_no_address() -> None:
