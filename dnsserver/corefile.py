@@ -76,7 +76,6 @@ PLUGINS: Mapping[str, _Plugin] = {
     "dns64": _Plugin(corefile_plugins.dns64, "dns64"),
     "errors": _Plugin(corefile_plugins.errors, "errors"),
     "forward": _Plugin(corefile_forward.forward, "forwards", many=True),
-    "header": _Plugin(corefile_plugins.header, "headers", many=True),
     "health": _Plugin(corefile_plugins.health, "health"),
     "hosts": _Plugin(corefile_plugins.hosts, "hosts"),
     "k8s_external": _Plugin(corefile_kubernetes.external, "external"),
@@ -86,7 +85,6 @@ PLUGINS: Mapping[str, _Plugin] = {
     "log": _Plugin(corefile_plugins.log, "logs", many=True),
     "loop": _Plugin(corefile_plugins.flag, "loop"),
     "minimal": _Plugin(corefile_plugins.flag, "minimal"),
-    "nsid": _Plugin(corefile_plugins.nsid, "nsid"),
     "prometheus": _Plugin(corefile_plugins.prometheus, "prometheus"),
     "ready": _Plugin(corefile_plugins.ready, "ready"),
     "reload": _Plugin(corefile_plugins.reload, "reload"),
@@ -170,7 +168,7 @@ def _block(block: Block, problems: list[CorefileProblem]) -> ServerBlock:
         if not plugin.many:
             fields[plugin.field] = value
         else:
-            # Most directives are one item; bind and header are lists of them.
+            # Most directives are one item; bind is a list of them.
             items = value if type(value) is tuple else (value,)
             fields[plugin.field] = fields.get(plugin.field, ()) + items
     found = ServerBlock(keys=keys, file=block.keys[0].file, line=block.keys[0].line, **fields)

@@ -269,7 +269,7 @@ class AnswerRule:
 class RewriteRule:
     """One `rewrite` line."""
 
-    field: Literal["name", "type", "class", "ttl", "rcode", "cname", "edns0"]
+    field: Literal["name", "type", "class", "ttl", "rcode", "cname"]
     go_on: bool = False
     """`continue`: later rules apply too."""
     match: NameMatch | None = None
@@ -279,15 +279,6 @@ class RewriteRule:
     from_number: int = 0
     to_number: int = 0
     """Types, classes or response codes; for `ttl` the lowest and the highest allowed, in seconds."""
-    edns_kind: Literal["local", "nsid", "subnet"] = "local"
-    edns_action: Literal["set", "append", "replace", "unset"] = "set"
-    edns_code: int = 0
-    edns_data: str = ""
-    """Text, 0x… for bytes, or {variable}."""
-    edns_masks: tuple[int, int] = (0, 0)
-    """For `subnet`: leading bits of IPv4 and IPv6 clients that are told."""
-    revert: bool = False
-    """The option is taken out of the reply again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,15 +347,6 @@ class AclConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeaderRule:
-    """`query|response set|clear FLAG…`."""
-
-    selector: Literal["query", "response"]
-    action: Literal["set", "clear"]
-    flags: frozenset[Literal["aa", "ra", "rd"]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerBlock:
     """One server block. A plugin that was not written is None, False or empty."""
 
@@ -397,9 +379,6 @@ class ServerBlock:
     bufsize: int | None = None
     """Largest UDP reply, bytes."""
     minimal: bool = False
-    headers: tuple[HeaderRule, ...] = ()
-    nsid: str | None = None
-    """Told to clients that ask with the NSID option (RFC 5001)."""
     local: bool = False
     whoami: bool = False
     cancel_s: float | None = None

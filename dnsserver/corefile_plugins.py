@@ -396,36 +396,6 @@ def bufsize(line: Directive, _context: Context) -> int:
     return values.integer(args[0], 512, 4096, "size") if args else 1232
 
 
-def header(line: Directive, context: Context) -> tuple[model.HeaderRule, ...]:
-    """`header { query|response set|clear FLAGS… }`; without `query` or `response` it is the reply's."""
-    values.counted(line, 0, 0)
-    rules: list[model.HeaderRule] = []
-
-    def add(selector: Any, action: Token, words: tuple[Token, ...]) -> None:
-        values.choice(action, ("set", "clear"), "action")
-        if not words:
-            raise Invalid(action, f"'{action.text}' lists no flags", "name aa, ra or rd")
-        flags = frozenset(cast("Any", values.choice(word, ("aa", "ra", "rd"), "flag")) for word in words)
-        rules.append(model.HeaderRule(selector=selector, action=cast("Any", action.text), flags=flags))
-
-    def with_selector(option: Directive) -> None:
-        action, *words = values.counted(option, 2)
-        add(option.name.text, action, tuple(words))
-
-    def bare(option: Directive) -> None:
-        add("response", option.name, option.args)
-
-    known = {"query": with_selector, "response": with_selector, "set": bare, "clear": bare}
-    values.options(line, known, context.problems)
-    return tuple(rules)
-
-
-def nsid(line: Directive, _context: Context) -> str:
-    """`nsid [DATA]`; the host's name where empty."""
-    values.no_body(line)
-    return " ".join(word.text for word in line.args)
-
-
 def cancel(line: Directive, _context: Context) -> float:
     """`cancel [TIMEOUT]`, 5.001 s by default."""
     values.no_body(line)
@@ -455,8 +425,8 @@ ELSEWHERE: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "auth", "auto", "azure", "clouddns", "dnssec",
-            "dnstap", "erratic", "etcd", "file", "geoip", "grpc", "metadata",
-            "multisocket", "nomad", "pprof", "quic",
+            "dnstap", "erratic", "etcd", "file", "geoip", "grpc", "header", "metadata",
+            "multisocket", "nomad", "nsid", "pprof", "quic",
             "root", "route53", "secondary", "sign", "shed", "timeouts", "trace",
             "transfer", "tsig", "view", "on",
         ),

@@ -15,7 +15,7 @@ from dnsserver.corefile_plugins import MAX_TTL_S, Context
 from dnsserver.corefile_syntax import Directive, Invalid, Token
 from dnsserver.regexes import compile_go
 
-FIELDS = ("name", "type", "class", "ttl", "rcode", "cname", "edns0")
+FIELDS = ("name", "type", "class", "ttl", "rcode", "cname")
 KINDS = ("exact", "prefix", "suffix", "substring", "regex")
 _GROUP = re.compile(r"\{(\d+)\}")
 
@@ -28,6 +28,10 @@ def rewrite(line: Directive, _context: Context) -> model.RewriteRule:
         go_on = words.pop(0).text == "continue"
     if not words:
         raise Invalid(line.name, "rewrite names nothing to rewrite", "write rewrite name FROM TO, for instance")
+    if words[0].text == "edns0":
+        raise Invalid(
+            words[0], "'rewrite edns0' is not supported", "remove it: EDNS options stop here (RFC 6891 §6.1.1)"
+        )
     field = values.choice(words[0], FIELDS, "field of rewrite")
     rule = _RULES[field](words[0], words[1:])
     return model.RewriteRule(field=cast("Any", field), go_on=go_on, **rule)
@@ -156,46 +160,6 @@ def _rcode(at: Token, words: list[Token]) -> dict[str, Any]:
     }
 
 
-def _edns0(at: Token, words: list[Token]) -> dict[str, Any]:
-    usage = "rewrite edns0 local|nsid|subnet set|append|replace|unset … [revert]"
-    if len(words) < 2:
-        raise Invalid(at, "'rewrite edns0' needs a kind and an action", f"write {usage}")
-    kind = values.choice(words[0], ("local", "nsid", "subnet"), "EDNS0 option")
-    action = values.choice(words[1], ("set", "append", "replace", "unset"), "action")
-    rest = words[2:]
-    found: dict[str, Any] = {"edns_kind": kind, "edns_action": action}
-    if rest and rest[-1].text == "revert":
-        found["revert"] = True
-        rest = rest[:-1]
-    expected = {"local": 1 if action == "unset" else 2, "nsid": 0, "subnet": 0 if action == "unset" else 2}[kind]
-    _exactly(at, rest, expected, usage)
-    if kind == "local":
-        code = rest[0]
-        try:
-            found["edns_code"] = values.integer(code._replace(text=str(int(code.text, 0))), 0, 65535, "option code")
-        except ValueError:
-            raise Invalid(code, f"'{code.text}' is no option code", "write a number such as 0xffee") from None
-        found["edns_data"] = rest[1].text if len(rest) > 1 else ""
-        _check_edns_data(rest[-1], found["edns_data"])
-    elif rest:
-        masks = values.integer(rest[0], 0, 32, "IPv4 mask"), values.integer(rest[1], 0, 128, "IPv6 mask")
-        found["edns_masks"] = masks
-    return found
-
-
-EDNS_VARIABLES = ("{qname}", "{qtype}", "{client_ip}", "{client_port}", "{protocol}", "{server_ip}", "{server_port}")
-
-
-def _check_edns_data(word: Token, data: str) -> None:
-    if data.startswith("0x"):
-        try:
-            bytes.fromhex(data[2:])
-        except ValueError:
-            raise Invalid(word, f"'{data}' is no hexadecimal text", "write two digits for each byte") from None
-    elif data.startswith("{") and data.endswith("}") and data not in EDNS_VARIABLES:
-        raise Invalid(word, f"'{data}' is no variable", values.nearest(data, EDNS_VARIABLES, ", ".join(EDNS_VARIABLES)))
-
-
 _RULES = {
     "name": _name,
     "type": _type,
@@ -203,7 +167,6 @@ _RULES = {
     "ttl": _ttl,
     "rcode": _rcode,
     "cname": _cname,
-    "edns0": _edns0,
 }
 
 
