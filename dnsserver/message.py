@@ -183,7 +183,7 @@ class Prepared(NamedTuple):
 class Handler(Protocol):
     """One link of a server block's chain. None: no reply at all."""
 
-    def __call__(self, query: Query) -> Awaitable[Message | None]:
+    def __call__(self, query: Query, /) -> Awaitable[Message | None]:
         """Answer `query`; never raises on anything a client can send."""
         ...
 
