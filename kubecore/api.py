@@ -274,6 +274,8 @@ def _told(server: str) -> Iterator[None]:
         ) from error
     except aiohttp.ClientProxyConnectionError as error:
         raise ConnectionFailed(f"{server}: the proxy is not reachable: {error}") from error
+    except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+        raise ConnectionFailed(f"{server}: the connection broke") from error
     except aiohttp.ConnectionTimeoutError as error:
         raise ConnectionFailed(f"{server}: no connection within {CONNECT_TIMEOUT_S:.0f} s") from error
     except TimeoutError as error:

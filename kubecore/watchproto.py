@@ -21,7 +21,7 @@ Sources: Kubernetes API concepts ("Efficient detection of changes", "Retrieving 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import msgspec
@@ -197,6 +197,8 @@ class WatchSession:
         self._page_version = ""
         self._restarts = 0
         self._poisoned = 0
+        self._relisted = False
+        """Listed anew since a stream last lasted."""
         self._opened_s: float | None = None
         self._listed = False
         self._lines = LineSplitter()
@@ -370,10 +372,16 @@ class WatchSession:
     def _judge(self, code: int, reason: str, message: str, retry_after_s: float | None, now_s: float) -> Verdict:
         """The verdict on an error, be it the answer itself or an ERROR event inside a stream."""
         if code == 410 or reason in {"Expired", "Gone"}:
+            watching, first = self._mode is _Mode.WATCH, not self._relisted
             if self._mode is _Mode.PAGES and self._continue:
                 self._restarts += 1
             self._relist()
-            return self._after(Reason.EXPIRED, now_s, message, code)
+            verdict = self._after(Reason.EXPIRED, now_s, message, code)
+            if watching and first:
+                # The changes we missed are waiting. Only a server that expires what it just listed makes us slow down.
+                self._relisted = True
+                return replace(verdict, wait_s=0.0)
+            return verdict
         if code in {500, 504} and "too large resource version" in message.lower():
             self._relist()
             return self._after(Reason.AHEAD, now_s, message, code)
@@ -412,6 +420,7 @@ class WatchSession:
         if opened_s is not None and now_s - opened_s >= HEALTHY_S:
             self._backoff.reset()
             self._denied_backoff.reset()
+            self._relisted = False
             return Verdict(reason, 0.0, detail, status)
         return Verdict(reason, self._backoff.next_s(), detail, status)
 
