@@ -23,6 +23,8 @@ from ipvsproxy.model import (
     Problem,
     RealServerConfig,
     RealServerKey,
+    Scheduler,
+    ServiceFlag,
     VirtualServerConfig,
     VirtualServerKey,
 )
@@ -330,7 +332,15 @@ class _Planning:
         key = VirtualServerKey(family, None, "", 0, mark)
         fronts = tuple((k.address, k.port) for k in outer)
         self.marked.append(
-            PlannedVirtualServer(key, config, cluster.wanted, cluster.draining, cluster.listed, port.protocol, fronts),
+            PlannedVirtualServer(
+                key,
+                _without_templates(config, self.site),
+                cluster.wanted,
+                cluster.draining,
+                cluster.listed,
+                port.protocol,
+                fronts,
+            ),
         )
         return mark
 
@@ -356,6 +366,19 @@ class _Planning:
         self.shared[sets.health_port(service.health_check_node_port)] = None
         # A pod of two families has an address of each: the families are counted apart.
         return HealthCheck(service.key, service.health_check_node_port, max(map(len, self.local_ready.values())))
+
+
+def _without_templates(config: VirtualServerConfig, site: Site) -> VirtualServerConfig:
+    """What stands in for persistence behind a firewall mark: a hash of the client's address.
+
+    A persistent virtual server by mark sends packets to the port they came for, whatever port its real server has
+    (ip_vs_core.c, ip_vs_sched_persist: `dport = dst_port`), so that a node port would end at a closed port.
+    """
+    if not config.persistence_s:
+        return config
+    if Scheduler.SH not in site.schedulers:
+        return VirtualServerConfig(config.scheduler, config.flags)
+    return VirtualServerConfig(Scheduler.SH, ServiceFlag.SCHED_1)
 
 
 def _kind(front: _Front, *, is_local: bool, lacks_local: bool) -> Kind:
