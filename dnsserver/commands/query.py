@@ -35,6 +35,7 @@ from dnsserver.plugins.kubernetes import Kubernetes
 from dnsserver.source import CLUSTER, SourceError, open_source, watched
 from dnsserver.unpack import parse_reply
 from dnsserver.zone import Zone
+from kubecore import log
 from kubecore.access import AccessError
 from kubecore.files import load
 from kubecore.manifest import ManifestError
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer one question; returns the exit code."""
+    log.configure(level="warning")  # standard output is the answer's
     try:
         question = parse_question(args.name, args.type)
     except ValueError as error:
