@@ -23,6 +23,7 @@ _LIST = ("nft", "-j", "--terse", "list", "table")
 _LOCATION = re.compile(r"^(?:\S+?:(\d+):(\d+)-(\d+): )?Error: (.*)$", re.MULTILINE)
 _COULD_NOT = "Could not process rule: "
 _ERRNO = {os.strerror(code): code for code in errno.errorcode}
+_ERRNO |= dict.fromkeys(("interval overlaps", "conflicting intervals"), errno.EEXIST)  # nft's own finding
 _QUOTE_CHARS = 120
 _REMEDY = "nft is not there: install package nftables"
 _VOLATILE = frozenset({"handle", "packets", "bytes", "elem", "metainfo"})
