@@ -47,7 +47,7 @@ async def _run(args: argparse.Namespace) -> None:
         policy=policy,
         watch_list=not args.no_watch_list,
         bookmark_interval_s=args.bookmark_interval,
-        service_cidrs=args.service_cidr or ("10.96.0.0/16",),
+        service_cidrs=args.service_cidr or ("10.96.0.0/12",),
         bootstrap=not args.no_bootstrap,
     )
     for path in args.manifests:

@@ -40,11 +40,13 @@ class Admission:
         self._allocated = _Allocated(storage)
         self._cidrs = [ipaddress.ip_network(c) for c in cidrs]
         self._strict = strict_ranges
+        self._any_address = False
         self._next: dict[int, int] = {c.version: 10 for c in self._cidrs}
         self._next_port = 0
 
-    def admit(self, kind: Kind, new: Object, old: Object | None) -> Object:
+    def admit(self, kind: Kind, new: Object, old: Object | None, *, any_address: bool = False) -> Object:
         """`new` as it will be stored. Raises Refusal (422)."""
+        self._any_address = any_address or not self._strict
         name = new["metadata"]["name"]
         causes: list[Cause] = []
         rule, pattern = _NAMES.get(kind.storage_key, ("a lowercase RFC 1123 subdomain", _SUBDOMAIN))
@@ -198,7 +200,7 @@ class Admission:
         for i, text in enumerate(given):
             address = ipaddress.ip_address(text)
             problem = ""
-            if self._strict and not any(address in c for c in self._cidrs if c.version == address.version):
+            if not self._any_address and not any(address in c for c in self._cidrs if c.version == address.version):
                 problem = "the provided IP is not in the valid range"
             elif str(address) in self._allocated.addresses:
                 problem = "provided IP is already allocated"

@@ -65,12 +65,16 @@ class Cluster:
         return self._store(kind, {**obj, "metadata": metadata}, old)
 
     def create(self, obj: Object) -> Object:
-        """Create an object as a client does, with defaults and validation, but with its status. Raises Refusal."""
+        """Create an object as a client does, with defaults and validation, but with its status and any cluster address.
+
+        Raises:
+            Refusal: as the client would get it.
+        """
         kind = self.registry.of(obj)
         if kind is None:
             raise ValueError(f"no such kind: {obj.get('apiVersion')} {obj.get('kind')}")
         namespace = (obj["metadata"].get("namespace") or "default") if kind.namespaced else ""
-        return self.create_in(kind, namespace, obj, keep_status=True)
+        return self.create_in(kind, namespace, obj, as_is=True)
 
     def delete(self, kind_name: str, namespace: str, name: str) -> None:
         """Delete at once, finalizers or not; no error if it is not there. `kind_name` as in `Service`."""
@@ -156,11 +160,15 @@ class Cluster:
         return self.shown(kind, stored.value)
 
     def create_in(
-        self, kind: Kind, namespace: str, obj: Object, *, dry_run: bool = False, keep_status: bool = False
+        self, kind: Kind, namespace: str, obj: Object, *, dry_run: bool = False, as_is: bool = False
     ) -> Object:
-        """POST. A status in the body is dropped, as status has its own verb, unless `keep_status`. Raises Refusal."""
+        """POST. Raises Refusal.
+
+        A status in the body is dropped, as it has its own verb, and a cluster address must be in range, but for
+        `as_is`.
+        """
         self._check_type(kind, obj)
-        if not keep_status and kind.storage_key in _STATUS_RESET:
+        if not as_is and kind.storage_key in _STATUS_RESET:
             obj = {k: v for k, v in obj.items() if k != "status"}
         metadata = dict(obj.get("metadata") or {})
         name = metadata.get("name")
@@ -186,7 +194,7 @@ class Cluster:
         self._stamp(metadata, None)
         if kind.generation:
             metadata["generation"] = 1
-        admitted = self._admission.admit(kind, {**kind.to_stored(obj), "metadata": metadata}, None)
+        admitted = self._admission.admit(kind, {**kind.to_stored(obj), "metadata": metadata}, None, any_address=as_is)
         if dry_run:
             return self.shown(kind, admitted)
         return self._store(kind, admitted, None)

@@ -53,8 +53,12 @@ def load(cluster: Cluster, objects: Iterable[Object]) -> list[str]:
             labels = {"kubernetes.io/metadata.name": namespace}
             cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}})
         metadata = {k: v for k, v in obj["metadata"].items() if k != "resourceVersion"}
+        new = {**obj, "metadata": metadata}
         try:
-            cluster.create({**obj, "metadata": metadata})
+            if cluster.find(kind, namespace if kind.namespaced else "", metadata["name"]):
+                cluster.put(new)  # what the cluster began with, described better
+            else:
+                cluster.create(new)
         except Refusal as refusal:
             problems.append(f"{name}: {refusal.message}")
     return problems

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
@@ -23,11 +22,11 @@ from tests.lab.apiserver.cluster import Cluster, Target
 from tests.lab.apiserver.faults import Fault, Faults
 from tests.lab.apiserver.kinds import Kind, Object
 from tests.lab.apiserver.rbac import ANONYMOUS, Asked, Policy, Recorded, User, user_of
-from tests.lab.apiserver.reading import known_version, list_body, selection
+from tests.lab.apiserver.reading import list_body, selection
 from tests.lab.apiserver.selectors import named
 from tests.lab.apiserver.status import Refusal
 from tests.lab.apiserver.tls import Authority, kubeconfig
-from tests.lab.apiserver.watching import Watch
+from tests.lab.apiserver.watching import WatchResponse, open_watch
 
 _OPEN_PATHS = ("/healthz", "/livez", "/readyz")
 _WRITES = {"POST": "create", "PUT": "update", "PATCH": "patch"}
@@ -302,29 +301,17 @@ class ApiServer(Cluster):
         return response  # eof: half a document in good order, which only its syntax betrays
 
     async def _watch(self, request: web.Request, kind: Kind, target: Target, fault: Fault | None) -> web.StreamResponse:
-        query = request.query
         if target.name:
             raise status.bad_request("watching a single object by path is not served; use a field selector")
-        initial, rule = query.get("sendInitialEvents"), query.get("resourceVersionMatch")
-        if initial is not None and not self.watch_list:
-            problem = "Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
-            raise status.bad_list_options("sendInitialEvents", problem)
-        if (initial is None) != (rule is None) or rule not in (None, "NotOlderThan"):
-            problem = "Forbidden: sendInitialEvents and resourceVersionMatch=NotOlderThan are given together or not"
-            raise status.bad_list_options("resourceVersionMatch", problem)
-        version = known_version(self.storage, query.get("resourceVersion", ""))
-        watch = Watch(
-            kind,
-            self.storage,
-            selection(query, kind, target.namespace),
-            version=version,
-            listed=version == 0 if initial is None else initial == "true",
-            mark_listed=initial == "true",
-            bookmarks=query.get("allowWatchBookmarks") in ("1", "true"),
-            bookmark_interval_s=self.bookmark_interval_s,
-            timeout_s=float(query.get("timeoutSeconds") or random.uniform(1800, 3600)),
-        )
-        return await watch.serve(request, fault, self.faults)
+        watch, options = open_watch(self.storage, kind, target.namespace, request.query, watch_list=self.watch_list)
+        woken = asyncio.Event()
+        watchers = self.storage.table(kind.storage_key).watchers
+        watchers.add(woken)
+        try:
+            response = WatchResponse(request, watch, fault, self.faults)
+            return await response.serve(options, woken, self.bookmark_interval_s)
+        finally:
+            watchers.discard(woken)
 
     async def _review(self, request: web.Request) -> web.Response:
         """SelfSubjectAccessReview: what `kubectl auth can-i` asks."""
