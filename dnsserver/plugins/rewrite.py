@@ -17,6 +17,7 @@ from dnsserver.encode import name_end
 from dnsserver.message import RR, Handler, Message, QType, Query, Question, Rcode
 from dnsserver.plugins.base import failure
 
+MAX_ALIASES = 10
 _GROUP = re.compile(r"\{(\d+)\}")
 _NAMES_IN_RDATA = {QType.CNAME: 0, QType.NS: 0, QType.PTR: 0, 39: 0, QType.MX: 2, QType.SRV: 6}
 """Type → bytes before the one name in its rdata (39: DNAME)."""
@@ -183,7 +184,7 @@ class Rewrite:
         return False
 
     async def __call__(self, query: Query) -> Message | None:
-        """The reply to the rewritten question, with the client's names; SERVFAIL if a rule makes a name that is none."""
+        """The reply to the rewritten question, under the client's names; SERVFAIL if a rule makes no valid name."""
         question = query.question
         undo: list[_Undo] = []
         aliases: list[RewriteRule] = []
@@ -249,7 +250,9 @@ class Rewrite:
             if query.question.qtype == QType.CNAME:
                 return msgspec.structs.replace(reply, answer=kept)
             asked = query.question._replace(name=name, lower=name.lower())
-            found = await self._resolve(msgspec.structs.replace(query, question=asked))
+            if query.chased >= MAX_ALIASES:
+                return failure("rewritten aliases lead in a circle")
+            found = await self._resolve(msgspec.structs.replace(query, question=asked, chased=query.chased + 1))
             if found is None:
                 return failure("the rewritten alias could not be looked up")
             rcode = found.rcode if found.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN) else Rcode.SERVFAIL
