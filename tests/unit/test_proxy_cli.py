@@ -1,0 +1,145 @@
+"""`ipvsproxy plan`: the scenarios' golden outputs, formats, complaints on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ipvsproxy.cli import main
+
+TESTS = Path(__file__).parent.parent
+SCENARIOS = TESTS / "scenarios"
+GOLDEN = TESTS / "golden"
+
+CASES = (
+    ("openshift", "worker0.ocp4.labs.semperti.local"),
+    ("deep-dive", "k8smaster"),
+    ("ingress", "node-a"),
+    ("ingress", "node-b"),
+)
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    try:
+        code = main(argv)
+    except SystemExit as exit_:  # argparse
+        code = int(exit_.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(("scenario", "node"), CASES)
+@pytest.mark.parametrize(("output", "suffix"), [("ipvsadm", "ipvsadm"), ("json", "json")])
+def test_scenarios(capsys: pytest.CaptureFixture[str], scenario: str, node: str, output: str, suffix: str) -> None:
+    source = str(SCENARIOS / f"{scenario}.yaml")
+    code, out, _ = run(capsys, "plan", "--source", source, "--node", node, "--output", output)
+    golden = GOLDEN / f"proxy_{scenario}_{node.split('.', maxsplit=1)[0]}.{suffix}"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(out)
+    assert code == 0
+    assert out == golden.read_text()
+
+
+def test_what_the_scenarios_readme_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "plan", "--source", str(SCENARIOS / "ingress.yaml"), "--node", "node-a", "--output", "json")
+    plan = json.loads(out)
+    assert plan["healthChecks"] == [
+        {"service": "kube-system/traefik-ingress-service", "port": 31999, "localEndpoints": 0}
+    ]
+    by_address = {(s.get("address"), s.get("port")): s for s in plan["virtualServers"]}
+    lb = by_address["192.168.50.200", 80]
+    assert [r["address"] for r in lb["realServers"]] == ["10.244.1.9"]
+    assert lb["persistenceSeconds"] == 600
+    (wide,) = [s for s in plan["virtualServers"] if {"address": "192.168.50.200", "port": 80} in s.get("addresses", [])]
+    assert [r["address"] for r in wide["realServers"]] == ["192.168.50.11"]
+    assert {"key": ["192.168.50.200", "tcp", "80", "203.0.113.0/24"]} in plan["sets"]["range4"]
+    assert {v["address"] for v in plan["vips"]} == {"10.96.0.10", "10.96.7.7", "192.168.50.200"}
+
+
+def test_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("plan", "--source", str(SCENARIOS / "ingress.yaml"), "--node", "node-a")
+    _, piped, _ = run(capsys, *args)
+    assert json.loads(piped)["node"] == "node-a", "JSON where stdout is no terminal"
+    _, table, _ = run(capsys, *args, "--output", "table")
+    assert "Virtual servers on node-a" in table
+
+
+def test_node_addresses_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("plan", "--source", str(SCENARIOS / "ingress.yaml"), "--node", "node-a", "--output", "ipvsadm")
+    more = (
+        "--node-address",
+        "eth1=10.7.0.1/16",
+        "--node-address",
+        "kube-ipvs0=10.8.0.1",
+        "--node-address=lo=127.0.0.1",
+    )
+    _, out, _ = run(capsys, *args, *more)
+    assert "-A -t 10.7.0.1:30080 -s rr -p 600" in out
+    assert "-A -t 192.168.50.10:30080 -s rr -p 600" in out
+    assert "10.8.0.1" not in out
+    assert "127.0.0.1" not in out
+
+
+def test_a_node_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "plan", "--source", str(SCENARIOS / "ingress.yaml"), "--node", "x", "--output=ipvsadm")
+    assert code == 0
+    assert "-A -t 10.96.0.10:53 -s rr" in out
+    assert "there is no Node 'x'" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (("plan", "--source", "/nonexistent", "--node", "n"), 1, "/nonexistent"),
+        (("plan", "--config", "/nonexistent.yaml"), 2, "/nonexistent.yaml: No such file or directory"),
+        (("plan", "--node-address", "eth0"), 2, "'eth0' is not IFACE=ADDRESS; write eth0=192.0.2.10"),
+        (("plan", "--node-address", "eth0=1.2.3.4/99"), 2, "is not IFACE=ADDRESS"),
+        (
+            ("plan", "--ipvs-scheduler", "wrrr"),
+            2,
+            '--ipvs-scheduler: there is no IPVS scheduler "wrrr"; did you mean "wrr"',
+        ),
+        (("plan", "--output", "xml"), 2, "invalid choice: 'xml'"),
+        (("plam",), 2, "invalid choice: 'plam'"),
+        ((), 2, "COMMAND"),
+    ],
+)
+def test_wrong_use(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], code: int, words: str) -> None:
+    got, out, err = run(capsys, *argv)
+    assert got == code
+    assert out == ""
+    assert words in err
+
+
+def test_configuration_file_and_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nipvs: {scheduler: lc}\n"
+        "nodePortAddresses: [10.0.0.0/8]\nhostnameOverride: node-b\n",
+    )
+    args = ("plan", "--source", str(SCENARIOS / "ingress.yaml"), "--config", str(config), "--output", "ipvsadm")
+    _, out, err = run(capsys, *args)
+    assert "-A -t 10.96.0.10:53 -s lc" in out
+    assert ":30080" not in out
+    assert err == ""
+    _, out, _ = run(capsys, *args, "--ipvs-scheduler", "sed")
+    assert "-A -t 10.96.0.10:53 -s sed" in out
+    config.write_text(config.read_text().replace("scheduler", "schedular"))
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert f'{config}:3: ipvs.schedular: unknown field; did you mean "scheduler"?' in err
+
+
+def test_problems_of_services_go_to_stderr(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, annotations: {ipvsproxy.io/scheduler: wrrr}}\n"
+        "spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1], ports: [{port: 80}]}\n",
+    )
+    code, out, err = run(capsys, "plan", "--source", str(tmp_path), "--node", "n", "--output", "ipvsadm")
+    assert (code, out) == (0, "-A -t 10.96.0.1:80 -s rr\n")
+    assert (
+        "Service default/web: UnknownScheduler: scheduler 'wrrr' is not known, rr is used; did you mean 'wrr'?" in err
+    )
