@@ -156,6 +156,10 @@ def _block(block: Block, problems: list[CorefileProblem]) -> ServerBlock:
     """The server block; a directive that is wrong is left out and its problems are added."""
     keys = tuple(key for word in block.keys for key in _keys(word, problems))
     context = Context(tuple(dict.fromkeys(key.zone for key in keys)), problems)
+    if not block.directives:
+        word = block.keys[0]
+        text = f"the server block '{word.text}' has no plugins"
+        problems.append(CorefileProblem(word.file, word.line, text, "add at least one, or remove the block"))
     fields: dict[str, Any] = {}
     first_seen: dict[str, Token] = {}
     for directive in block.directives:
