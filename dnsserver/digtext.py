@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 from dnsserver import names, rrtext
-from dnsserver.encode import AA, AD, CD, OPTION_EXTENDED_ERROR, QR, RA, RD, TC
+from dnsserver.encode import AA, AD, CD, QR, RA, RD, TC
 from dnsserver.message import RR, Question
 from dnsserver.unpack import UpstreamReply, parse_reply
 
@@ -42,14 +42,10 @@ def flags_of(raw: bytes) -> list[str]:
 
 def extended_errors(reply: UpstreamReply) -> list[str]:
     """`14 (Not Ready): (text)`, one a line."""
-    if reply.edns is None:
-        return []
     found = []
-    for code, data in reply.edns.options:
-        if code == OPTION_EXTENDED_ERROR and len(data) >= 2:
-            info, text = int.from_bytes(data[:2], "big"), data[2:].decode(errors="replace")
-            name = _EXTENDED_ERRORS.get(info)
-            found.append(f"{info}" + (f" ({name})" if name else "") + (f": ({text})" if text else ""))
+    for info, text in reply.message.errors:
+        name = _EXTENDED_ERRORS.get(info)
+        found.append(f"{info}" + (f" ({name})" if name else "") + (f": ({text})" if text else ""))
     return found
 
 

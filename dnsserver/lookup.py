@@ -35,6 +35,9 @@ SCHEMA_VERSION = b"1.1.0"
 SCHEMA_TTL_S = 28800
 MAX_SOA_TTL_S = 300
 
+_MAX_SRV_RECORDS = 2048
+"""More than that fit in no message of 65535 bytes, so that the rest only costs time; TC is set all the same."""
+
 _Addresses = Callable[[], Iterable[str]]
 
 
@@ -226,6 +229,8 @@ class _Look:
             if target.label not in hosts:
                 hosts[target.label] = _name_of(service, target.label, self.apex)
             name = hosts[target.label]
+            if len(answer) >= _MAX_SRV_RECORDS:
+                break
             if name:
                 answer[records.srv(self.owner, self.ttl_s, weight, target.port, name)] = None
                 glue.setdefault(name, {})[target.address] = None

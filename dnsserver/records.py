@@ -15,6 +15,8 @@ from dnsserver.message import RR, QClass, QType
 _SRV = struct.Struct("!HHH")
 _SOA_TAIL = struct.Struct("!IIIII")
 
+_A, _AAAA, _IN = int(QType.A), int(QType.AAAA), int(QClass.IN)
+
 REFRESH_S, RETRY_S, EXPIRE_S = 7200, 1800, 86400
 
 
@@ -23,16 +25,11 @@ def address_type(address: str) -> int:
     return QType.AAAA if ":" in address else QType.A
 
 
-def address_rdata(address: str) -> bytes:
-    """The packed form of a canonical address."""
-    if ":" in address:
-        return ipaddress.IPv6Address(address).packed
-    return bytes(map(int, address.split(".")))
-
-
 def address(name: bytes, ttl_s: int, text: str) -> RR:
     """An A or AAAA record."""
-    return RR(name, address_type(text), QClass.IN, ttl_s, address_rdata(text))
+    if ":" in text:
+        return RR(name, _AAAA, _IN, ttl_s, ipaddress.IPv6Address(text).packed)
+    return RR(name, _A, _IN, ttl_s, bytes(map(int, text.split("."))))
 
 
 def srv(name: bytes, ttl_s: int, weight: int, port: int, target: bytes) -> RR:

@@ -55,19 +55,39 @@ def slice_pairs(piece: EndpointSlice, *, pod_names: bool) -> set[tuple[str, str]
     }
 
 
+class _SliceIndex(NamedTuple):
+    """The ready endpoints of one slice by lower-case label."""
+
+    of: EndpointSlice
+    addresses: dict[str, tuple[str, ...]]
+
+
 class ServiceNames:
-    """A Service with its slices, as the zone sees it. Immutable but for an index made on first use."""
+    """A Service with its slices, as the zone sees it. Immutable but for indexes made on first use."""
 
-    __slots__ = ("_by_label", "key", "owner", "pod_names", "service", "slices")
+    __slots__ = ("_addresses", "_indexes", "key", "owner", "pod_names", "service", "slices")
 
-    def __init__(self, service: Service, slices: tuple[EndpointSlice, ...], *, pod_names: bool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        slices: tuple[EndpointSlice, ...],
+        *,
+        pod_names: bool,
+        before: ServiceNames | None = None,
+    ) -> None:
+        """Args: `before`: the same Service earlier; what was indexed of slices that did not change is taken over."""
         self.key = service.key
         self.owner: tuple[ObjectKey] = (self.key,)
         """Shared by all its addresses in an index."""
         self.service = service
         self.slices = slices
         self.pod_names = pod_names
-        self._by_label: dict[str, tuple[str, ...]] | None = None
+        self._addresses: tuple[str, ...] | None = None
+        self._indexes: dict[str, _SliceIndex] = {}
+        indexed = before._indexes if before is not None else None  # noqa: SLF001 - same class
+        if indexed:
+            kept = {piece.name: piece for piece in slices}
+            self._indexes = {name: index for name, index in indexed.items() if kept.get(name) is index.of}
 
     @property
     def is_alias(self) -> bool:
@@ -110,12 +130,17 @@ class ServiceNames:
 
     def endpoint(self, label: str) -> tuple[str, ...]:
         """The addresses of the endpoints called `label` (lower case), each once; empty: no such name."""
-        if self._by_label is None:
-            found: dict[str, dict[str, None]] = {}
-            for target in self._ready():
-                found.setdefault(target.label.lower(), {})[target.address] = None
-            self._by_label = {name: tuple(addresses) for name, addresses in found.items()}
-        return self._by_label.get(label, ())
+        found: dict[str, None] = {}
+        for piece in self.slices:
+            index = self._indexes.get(piece.name)
+            if index is None:
+                by_label: dict[str, tuple[str, ...]] = {}
+                for target in self._ready_in(piece):
+                    name = target.label.lower()
+                    by_label[name] = (*by_label.get(name, ()), target.address)
+                index = self._indexes[piece.name] = _SliceIndex(piece, by_label)
+            found.update(dict.fromkeys(index.addresses.get(label, ())))
+        return tuple(found)
 
     def labels_of(self, address: str) -> list[str]:
         """The names of the ready endpoints with this address, sorted, each once."""
@@ -144,7 +169,11 @@ class ServiceNames:
     def addresses(self) -> tuple[str, ...]:
         """What the Service's own name stands for: ClusterIPs, or the ready endpoints of a headless one; each once."""
         if self.service.headless:
-            return tuple(dict.fromkeys(target.address for target in self._ready()))
+            if self._addresses is None:
+                self._addresses = tuple(
+                    dict.fromkeys(a for piece in self.slices for e in piece.endpoints if e.ready for a in e.addresses)
+                )
+            return self._addresses
         return self.service.cluster_ips
 
     def targets(self, port: PortName | None, label: str | None = None) -> list[Target]:
@@ -179,10 +208,6 @@ class ServiceNames:
         for port in piece.ports:
             if port.port and (wanted is None or _matches(wanted, port.name or "", port.protocol.value)):
                 yield port.port
-
-    def _ready(self) -> Iterator[Target]:
-        for piece in self.slices:
-            yield from self._ready_in(piece)
 
     def _ready_in(self, piece: EndpointSlice) -> Iterator[Target]:
         for endpoint in piece.endpoints:

@@ -13,7 +13,7 @@ import struct
 import msgspec
 
 from dnsserver import names
-from dnsserver.encode import AA, AD, DO, OPCODE_MASK, QR, RA, TC
+from dnsserver.encode import AA, AD, COMPRESSIBLE, DO, OPCODE_MASK, OPTION_EXTENDED_ERROR, QR, RA, TC
 from dnsserver.message import RR, Edns, Message, QType, Question
 
 HEADER = struct.Struct("!HHHHHH")
@@ -116,18 +116,7 @@ def read_name(data: bytes, at: int) -> tuple[bytes, int]:
         at += 1 + length
 
 
-_NAMES_IN_RDATA: dict[int, tuple[int, int]] = {
-    2: (0, 1),
-    3: (0, 1),
-    4: (0, 1),
-    5: (0, 1),
-    6: (0, 2),
-    7: (0, 1),
-    8: (0, 1),
-    9: (0, 1),
-    12: (0, 1),
-    14: (0, 2),
-    15: (2, 1),
+_NAMES_IN_RDATA: dict[int, tuple[int, int]] = COMPRESSIBLE | {
     17: (0, 2),
     18: (2, 1),
     21: (2, 1),
@@ -179,8 +168,20 @@ def parse_reply(data: bytes) -> UpstreamReply:
         ra=bool(flags & RA),
         ad=bool(flags & AD),
         tc=bool(flags & TC),
+        errors=_extended_errors(edns),
     )
     return UpstreamReply(query_id, question, message, edns, (flags & OPCODE_MASK) >> 11)
+
+
+def _extended_errors(edns: Edns | None) -> tuple[tuple[int, str], ...]:
+    """What the upstream says went wrong (RFC 8914), to be passed on."""
+    if edns is None:
+        return ()
+    return tuple(
+        (int.from_bytes(data[:2], "big"), data[2:].decode(errors="replace").rstrip("\0"))
+        for code, data in edns.options
+        if code == OPTION_EXTENDED_ERROR and len(data) >= 2
+    )
 
 
 def _take_opt(sections: list[list[RR]]) -> tuple[Edns | None, int]:

@@ -220,7 +220,7 @@ class Zone:
         slices = () if self.config.noendpoints else state.slices_of(key)
         if labels:
             slices = tuple(piece for piece in slices if labels.matches(piece.labels))
-        return ServiceNames(service, slices, pod_names=self.config.endpoint_pod_names)
+        return ServiceNames(service, slices, pod_names=self.config.endpoint_pod_names, before=self._services.get(key))
 
     def _put_namespace(self, state: ClusterState, name: str, tags: set[bytes]) -> bool:
         """Take in a namespace; whether its Services came into sight or went out of it."""

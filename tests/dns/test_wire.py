@@ -391,6 +391,19 @@ def test_formerr_without_a_question() -> None:
     assert parsed.message.rcode == Rcode.FORMERR
 
 
+def test_extended_errors_of_an_upstream_are_passed_on() -> None:
+    theirs = dns.message.make_response(dns.message.make_query("x.org.", "A", use_edns=0))
+    bare, worded = dns.edns.EDECode.DNSSEC_INDETERMINATE, dns.edns.EDECode.NO_REACHABLE_AUTHORITY
+    theirs.use_edns(0, options=[dns.edns.EDEOption(worded, "no servers"), dns.edns.EDEOption(bare, None)])
+    parsed = parse_reply(theirs.to_wire())
+    assert parsed.message.errors == ((22, "no servers"), (5, ""))
+    passed_on = reply_to(query("x.org. A", edns=Edns(1232)), parsed.message)
+    assert [(o.code, o.text) for o in passed_on.options if isinstance(o, dns.edns.EDEOption)] == [
+        (22, "no servers"),
+        (5, None),
+    ]
+
+
 def test_queries_to_upstreams() -> None:
     message = dns.message.from_wire(encode_query(question(A), 77, udp_size_bytes=1232, do=True, cd=True))
     assert message.id == 77
