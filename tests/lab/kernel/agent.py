@@ -1,8 +1,9 @@
 """The guest's process 1: does what the host asks over one byte channel, a JSON object a line, many requests at a time.
 
-Request `{"id": 7, "op": "run", ...}`; reply `{"id": 7, "ok": ...}` or `{"id": 7, "error": kind, "message": text}`; a running shell
-also sends `{"shell": text}`. Runs the same in user-mode Linux (the channel is a console) and in namespaces of the
-host (a socket). It ends, and the machine or the namespaces with it, when the channel closes.
+Request `{"id": 7, "op": "run", ...}`, or `{"file": path}` for a long one; reply `{"id": 7, "ok": ...}` or
+`{"id": 7, "error": kind, "message": text}`; a running shell also sends `{"shell": base64}`. Runs the same in user-mode
+Linux (the channel is a console) and in namespaces of the host (a socket). It ends, and the machine or the namespaces
+with it, when the channel closes.
 """
 
 from __future__ import annotations
@@ -74,11 +75,7 @@ class Agent:
         asyncio.get_running_loop().add_reader(self._channel, read)
         self._send({"hello": platform.release(), "pid": os.getpid()})
         while (line := await lines.get()) is not None:
-            request = json.loads(line)
-            if "file" in request:
-                path = Path(request["file"])
-                request = json.loads(path.read_bytes())
-                path.unlink()
+            request = _request(line)
             if request["op"] == "shutdown":
                 return
             task = asyncio.create_task(self._answer(request))
@@ -89,8 +86,13 @@ class Agent:
         number, name = request.pop("id"), request.pop("op")
         try:
             reply = {"id": number, "ok": await getattr(self, f"op_{name}")(**request)}
-        except Exception as error:  # noqa: BLE001  the host raises it again
-            reply = {"id": number, "error": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+        except Exception as error:
+            reply = {
+                "id": number,
+                "error": type(error).__name__,
+                "message": str(error),
+                "traceback": traceback.format_exc(),
+            }
         self._send(reply)
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -116,7 +118,7 @@ class Agent:
         """Writes sysctls within a namespace."""
         with namespaces.inside(namespace):
             for key, value in sysctls.items():
-                Path("/proc/sys", *key.split(".")).write_text(value)
+                _write_sysctl(key, value)
 
     async def op_cleanup(self, names: list[str]) -> int:
         """Ends every socket and process in the namespaces, then removes them. Returns how many processes it killed."""
@@ -177,7 +179,7 @@ class Agent:
             handle.seek(offset)
             return handle.read().decode(errors="replace")
 
-    async def op_signal(self, pid: int, number: int, group: bool) -> None:  # noqa: FBT001  a request's key
+    async def op_signal(self, pid: int, number: int, group: bool) -> None:
         """Signals a started process, or its group."""
         self._processes.signal(pid, number, group=group)
 
@@ -220,11 +222,13 @@ class Agent:
         """Whom the server has answered: `tcp 192.168.50.10:41234`, in order."""
         return list(self._servers[number].seen)
 
-    async def op_server_close(self, number: int, connections: bool) -> None:  # noqa: FBT001  a request's key
+    async def op_server_close(self, number: int, connections: bool) -> None:
         """Stops a server."""
         self._servers[number].close(connections=connections)
 
-    async def op_connect(self, namespace: str, target: str, count: int, parallel: int, **options: Any) -> list[dict[str, Any]]:
+    async def op_connect(
+        self, namespace: str, target: str, count: int, parallel: int, **options: Any
+    ) -> list[dict[str, Any]]:
         """`count` connections, `parallel` at a time; outcomes in order of starting."""
         gate = asyncio.Semaphore(parallel)
 
@@ -249,7 +253,7 @@ class Agent:
         """Asks again over an open connection."""
         return to_wire(await self._connections[number][1].ask(timeout_s))
 
-    async def op_close(self, number: int, reset: bool) -> None:  # noqa: FBT001  a request's key
+    async def op_close(self, number: int, reset: bool) -> None:
         """Closes an open connection."""
         self._connections.pop(number)[1].close(reset=reset)
 
@@ -264,7 +268,7 @@ class Agent:
         self._traffic[number] = (namespace, running)
         return number
 
-    async def op_traffic_report(self, number: int, stop: bool, wait_s: float) -> dict[str, Any]:  # noqa: FBT001
+    async def op_traffic_report(self, number: int, stop: bool, wait_s: float) -> dict[str, Any]:
         """Counts of background connections, after stopping them or waiting for their end."""
         running = self._traffic[number][1]
         if wait_s:
@@ -331,8 +335,23 @@ def _open_channel(where: str) -> int:
     return channel
 
 
+def _request(line: bytes) -> dict[str, Any]:
+    request: dict[str, Any] = json.loads(line)
+    if "file" in request:
+        path = Path(request["file"])
+        request = json.loads(path.read_bytes())
+        path.unlink()
+    return request
+
+
+def _write_sysctl(key: str, value: str) -> None:
+    """Writes one; a device's name may hold dots, then the key is written with slashes, as sysctl(8) has it."""
+    parts = key.split("/") if "/" in key else key.split(".")
+    Path("/proc/sys", *parts).write_text(value)
+
+
 def _add_entropy(seed: bytes) -> None:
-    """Seeds the kernel's random numbers: a machine without devices gathers none, and getrandom(2) would block for ever."""
+    """Seeds the kernel's random numbers: a machine without devices gathers none, and getrandom(2) would block."""
     with Path("/dev/random").open("wb") as device:
         fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
 
@@ -356,7 +375,7 @@ def main(where: str, directory: Path) -> None:
         namespaces.NETNS.mkdir(parents=True, exist_ok=True)
         namespaces.mount("lab", namespaces.NETNS, "tmpfs")
         asyncio.run(_run(channel, work))
-    except BaseException:  # noqa: BLE001  process 1 must not end in a panic that hides the reason
+    except BaseException:  # process 1 must not end in a panic that hides the reason
         traceback.print_exc()
     finally:
         sys.stdout.flush()

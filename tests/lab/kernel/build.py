@@ -66,7 +66,7 @@ def installed_source() -> Source | None:
 
 
 def cached_kernel() -> Path | None:
-    """The path of the kernel built from this configuration and the installed source (or, with no source, the newest); None if unbuilt."""
+    """The kernel built from this configuration and the installed source (with no source: the newest), or None."""
     source = installed_source()
     if source is not None:
         path = _kernel_path(source)
@@ -112,7 +112,9 @@ def _require_source(*, verbose: bool) -> Source:
     packages = " ".join(BUILD_PACKAGES)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         lacking = ", ".join(missing + ([] if source else ["a kernel source in /usr/src"]))
-        raise KernelBuildError(f"cannot build the lab kernel, lacking {lacking}; remedy: apt-get install {packages} binutils")
+        raise KernelBuildError(
+            f"cannot build the lab kernel, lacking {lacking}; remedy: apt-get install {packages} binutils"
+        )
     if verbose:
         print(f"installing {packages}", flush=True)
     command = ["apt-get", "install", "-y", "--no-install-recommends", *BUILD_PACKAGES, "binutils"]
@@ -139,7 +141,7 @@ def _exclusive(lock: Path, *, verbose: bool) -> Iterator[None]:
 
 def _build_into(source: Source, target: Path, jobs: int, *, verbose: bool) -> None:
     started = time.monotonic()
-    # Beside the target, so that the final rename stays on one file system; an interrupted build leaves nothing else behind.
+    # Beside the target, so that the final rename stays on one file system.
     with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as scratch:
         workdir = Path(scratch)
         if verbose:
@@ -150,9 +152,15 @@ def _build_into(source: Source, target: Path, jobs: int, *, verbose: bool) -> No
         output = workdir / "build"
         make = ["make", "-C", str(tree), "ARCH=um", f"O={output}"]
         environment = {**os.environ, "KCONFIG_ALLCONFIG": str(CONFIG)}
-        for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # we may run under `make kernel`, whose flags are not ours
+        for variable in (
+            "MAKEFLAGS",
+            "MAKELEVEL",
+            "MFLAGS",
+        ):  # we may run under `make kernel`, whose flags are not ours
             environment.pop(variable, None)
-        configured = subprocess.run([*make, "allnoconfig"], env=environment, capture_output=True, text=True, check=False)
+        configured = subprocess.run(
+            [*make, "allnoconfig"], env=environment, capture_output=True, text=True, check=False
+        )
         if configured.returncode != 0:
             raise KernelBuildError(f"configuring {source.archive.name} failed: {configured.stderr[-2000:]}")
         if lost := lost_options(CONFIG.read_text(), (output / ".config").read_text()):
@@ -170,11 +178,9 @@ def _build_into(source: Source, target: Path, jobs: int, *, verbose: bool) -> No
 
 
 def lost_options(wanted: str, configured: str) -> list[str]:
-    """The options of `wanted` (lines of a .config) which `configured` lacks or sets otherwise; empty when all survived."""
+    """The options of `wanted` (lines of a .config) which `configured` lacks or sets otherwise."""
     actual = dict(_OPTION.findall(configured))
-    return [
-        f"{name}={value}" for name, value in _OPTION.findall(wanted) if actual.get(name, "n") != value
-    ]
+    return [f"{name}={value}" for name, value in _OPTION.findall(wanted) if actual.get(name, "n") != value]
 
 
 def _release(tree: Path) -> str:
@@ -186,7 +192,8 @@ def _compile(command: list[str], environment: dict[str, str], release: str, *, v
     """Runs make, showing how many files are compiled; the last lines of its output are in the error when it fails."""
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    objects, tail = 0, []
+    objects = 0
+    tail: list[str] = []
     terminal = sys.stdout.isatty()
     try:
         for line in process.stdout:
@@ -206,9 +213,14 @@ def _compile(command: list[str], environment: dict[str, str], release: str, *, v
 
 
 def main() -> int:
-    """Exit code: 0 when the kernel is there (its path is printed), 1 with the remedy on stderr."""
+    """Exit code: 0 when there is a kernel for tests (it is named on stdout), 1 with the remedy on stderr."""
+    from . import selection
+
     try:
-        print(build())
+        if selection.choose().mode == "host":
+            print("the host's own kernel has IPVS and nftables: nothing to build")
+        else:
+            print(build())
     except KernelBuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,7 @@
 """A running guest: boots it, sends it requests, ends it. `with Lab.start() as lab: with lab.net() as net: ...`.
 
-Knows the two ways to get a kernel (user-mode Linux, namespaces of the host) and the channel; what the requests mean is the
-agent's and `net`'s matter. Usable without pytest; a Lab may be used from several threads.
+Knows the two ways to get a kernel (user-mode Linux, namespaces of the host) and the channel; what the requests mean is
+the agent's and `net`'s matter. Usable without pytest; a Lab may be used from several threads.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .net import Net
 ROOT = Path(__file__).resolve().parents[3]
 _BOOT_TIMEOUT_S = 60.0
 _GRACE_S = 30.0  # on top of a request's own limit, for a busy machine
-# Longer requests go through a file: the guest's console holds 4096 bytes of input, and one throttled for longer than that
-# may stay so (seen with Linux 6.1 after a megabyte).
+# Longer requests go through a file: the guest's console holds 4096 bytes of input, and throttled by more it may stay so
+# (seen with Linux 6.1 after a megabyte).
 _LINE_LIMIT_BYTES = 256
-# Served to the guest's user-mode Linux: everything not mounted here is the host's, read and written as the user who runs it.
+# Everything not mounted over is the host's own, read and written as the user who runs the guest.
 _INIT = """#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -138,7 +138,7 @@ class Lab:
         try:
             lab.release = str(lab._hello.wait(_BOOT_TIMEOUT_S)["hello"])
             if preload:
-                lab.request("preload", modules=list(preload))
+                lab.preload(*preload)
         except (TimeoutError, GuestDiedError) as error:
             lab._kill()
             raise GuestDiedError(f"the guest did not boot: {error}{lab._console_report()}") from None
@@ -154,6 +154,10 @@ class Lab:
     def alive(self) -> bool:
         """False once the guest ended, for whatever reason."""
         return not self._closed and self._process.poll() is None
+
+    def preload(self, *modules: str) -> None:
+        """Imports modules in the agent, from whose forks `Host.call` then finds them loaded. Cheap when repeated."""
+        self.request("preload", limit_s=60, modules=list(modules))
 
     @contextlib.contextmanager
     def net(self) -> Iterator[Net]:
@@ -197,7 +201,8 @@ class Lab:
         except TimeoutError:
             self._kill()
             raise GuestDiedError(
-                f"the guest did not answer {op} within {limit_s + _GRACE_S:.0f} s and was killed{self._console_report()}"
+                f"the guest did not answer {op} within {limit_s + _GRACE_S:.0f} s and was killed"
+                f"{self._console_report()}"
             ) from None
         except GuestDiedError as error:
             raise GuestDiedError(f"{error}{self._console_report()}") from None
@@ -208,11 +213,16 @@ class Lab:
         return reply["ok"]
 
     def shell(self, namespace: str | None = None) -> None:
-        """An interactive shell in the guest (in a namespace: see `Host.shell`) on this process's terminal, until it exits."""
+        """Returns when the interactive shell in the guest, run on this process's terminal, has ended."""
         size = shutil.get_terminal_size()
         ended = threading.Event()
         self._shell_output = lambda data: (os.write(sys.stdout.fileno(), data), None)[1]
-        parameters = {"namespace": namespace, "rows": size.lines, "columns": size.columns, "term": os.environ.get("TERM", "linux")}
+        parameters = {
+            "namespace": namespace,
+            "rows": size.lines,
+            "columns": size.columns,
+            "term": os.environ.get("TERM", "linux"),
+        }
         thread = threading.Thread(target=self._shell_request, args=(parameters, ended), daemon=True)
         before = termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None
         try:
@@ -359,8 +369,13 @@ def main() -> int:
     """`python -m tests.lab.kernel.lab`: a shell in a fresh guest."""
     with Lab.start(build_missing=True) as lab:
         started = time.monotonic()
-        lab.request("run", namespace=None, argv=["ip", "link", "set", "lo", "up"], stdin="", env={}, cwd=None, timeout_s=10)
-        print(f"Linux {lab.release} ({lab.mode}), ready in {time.monotonic() - started:.1f} s; leave with exit", flush=True)
+        lab.request(
+            "run", namespace=None, argv=["ip", "link", "set", "lo", "up"], stdin="", env={}, cwd=None, timeout_s=10
+        )
+        print(
+            f"Linux {lab.release} ({lab.mode}), ready in {time.monotonic() - started:.1f} s; leave with exit",
+            flush=True,
+        )
         lab.shell()
     return 0
 

@@ -57,7 +57,7 @@ def inode(name: str) -> int:
 
 @contextlib.contextmanager
 def inside(name: str | None) -> Iterator[None]:
-    """The calling thread is in the namespace `name` (None: the guest's own); sockets and processes made there stay there."""
+    """The calling thread is in the namespace `name` (None: the guest's own); what it makes there stays there."""
     if name is None:
         yield
         return

@@ -6,6 +6,7 @@ The API tests use; every method is one request to the guest. See README.md besid
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import shlex
 import signal
@@ -20,7 +21,7 @@ from .outcomes import Answer, Outcome, from_wire
 if TYPE_CHECKING:
     from .lab import Lab
 
-# Before any device exists, so that addresses are usable at once: no duplicate address detection, no router solicitation.
+# Written before any device exists, so that addresses are usable at once: without duplicate address detection.
 _SYSCTLS = {
     "net.ipv6.conf.default.accept_dad": "0",
     "net.ipv6.conf.all.accept_dad": "0",
@@ -68,6 +69,7 @@ class Net:
         self.lab = lab
         self.name = name
         self._hosts: dict[str, Host] = {}
+        self._link_locals = itertools.count(1)
 
     def host(self, name: str, *, forwarding: bool = False, sysctls: Mapping[str, str] | None = None) -> Host:
         """The host `name`, made at its first mention with only its loopback.
@@ -104,18 +106,18 @@ class Net:
         Args:
             a: a host; `addresses_a` are on its end, with prefix length, IPv4 and IPv6.
             b: the other.
-            gateway: b's default routes lead to a: to a's first address of each family (which may be a /32: then it is on link).
+            gateway: b's default routes lead to a, to its first address of each family (in b's subnet or not).
         """
         host_a, host_b = self.host(a), self.host(b)
         device_a, device_b = (device_a or b)[:_DEVICE_LENGTH], (device_b or a)[:_DEVICE_LENGTH]
         addresses_a, addresses_b = list(addresses_a), list(addresses_b)
         host_a.ip([f"link add name {device_a} type veth peer name {device_b} netns {host_b.namespace}"])
-        host_a.ip(_device_up(device_a, addresses_a))
+        host_a.ip(self._device_up(device_a, addresses_a))
         routes = []
         if gateway:
             first = {ip_interface(address).version: ip_interface(address).ip for address in reversed(addresses_a)}
             routes = [f"route add default via {via} dev {device_b} onlink" for _, via in sorted(first.items())]
-        host_b.ip([*_device_up(device_b, addresses_b), *routes])
+        host_b.ip([*self._device_up(device_b, addresses_b), *routes])
 
     def lan(self, name: str, hosts: Mapping[str, Iterable[str]]) -> None:
         """Joins hosts by a switch (a bridge in a namespace of its own); every host's device is called `name`.
@@ -132,7 +134,17 @@ class Net:
             ]
         switch.ip(lines)
         for host, addresses in hosts.items():
-            self.host(host).ip(_device_up(name, addresses))
+            self.host(host).ip(self._device_up(name, addresses))
+
+    def _device_up(self, device: str, addresses: Iterable[str]) -> list[str]:
+        # The kernel's own link-local address comes only when the link is seen to be up, a second later, and neighbour
+        # discovery fails until then: so we give one ourselves.
+        local = f"fe80::{next(self._link_locals):x}/64"
+        lines = [f"link set dev {device} addrgenmode none", f"link set dev {device} up"]
+        for address in (*addresses, local):
+            nodad = " nodad" if ip_interface(address).version == 6 else ""
+            lines.append(f"address add {address} dev {device}{nodad}")
+        return lines
 
     def hosts(self) -> list[Host]:
         """The hosts made so far."""
@@ -189,18 +201,25 @@ class Host:
         """A command run to its end: a string by `bash -c`, a list as it is.
 
         Raises:
-            CommandError: it failed (unless `check` is false) or took longer than `timeout_s` (its process group is then killed).
+            CommandError: it failed (unless `check` is false), or took longer than `timeout_s` and was killed.
         """
         argv = ["bash", "-c", command] if isinstance(command, str) else list(command)
         text = command if isinstance(command, str) else shlex.join(command)
         reply = self._lab.request(
             "run",
             limit_s=timeout_s,
-            **{"namespace": self.namespace, "argv": argv, "stdin": stdin, "env": dict(env or {}), "cwd": cwd, "timeout_s": timeout_s},
+            namespace=self.namespace,
+            argv=argv,
+            stdin=stdin,
+            env=dict(env or {}),
+            cwd=cwd,
+            timeout_s=timeout_s,
         )
         result = Result(text, reply["code"], reply["stdout"], reply["stderr"])
         if reply["timed_out"]:
-            raise CommandError(f"{self.name}: `{text}` took longer than {timeout_s:g} s\n{result.stdout}{result.stderr}")
+            raise CommandError(
+                f"{self.name}: `{text}` took longer than {timeout_s:g} s\n{result.stdout}{result.stderr}"
+            )
         if check and result.code != 0:
             raise CommandError(f"{self.name}: `{text}` ended with {result.code}\n{result.stdout}{result.stderr}")
         return result
@@ -214,7 +233,7 @@ class Host:
                 raise CommandError(f"{error}in:\n{text}") from None
 
     def ipvs(self, rules: str) -> None:
-        """Restores `ipvsadm -Sn` lines: adds the virtual and real servers they name. Blank ends and indentation are ignored."""
+        """Restores `ipvsadm -Sn` lines: adds the virtual and real servers they name. Indentation is ignored."""
         lines = [stripped for line in rules.splitlines() if (stripped := line.strip()) and not stripped.startswith("#")]
         # `ipvsadm -R` reads on after a bad line and still exits 0: a complaint is a failure.
         result = self.run(["ipvsadm", "-R"], stdin="".join(f"{line}\n" for line in lines), check=False)
@@ -243,14 +262,10 @@ class Host:
     ) -> Process:
         """A process that goes on, in the project's directory unless `cwd` says otherwise; killed at the test's end."""
         argv = ["bash", "-c", command] if isinstance(command, str) else list(command)
-        pid = self._lab.request(
-            "start", namespace=self.namespace, argv=argv, stdin=stdin, env=dict(env or {}), cwd=cwd
-        )
+        pid = self._lab.request("start", namespace=self.namespace, argv=argv, stdin=stdin, env=dict(env or {}), cwd=cwd)
         return Process(self, command if isinstance(command, str) else shlex.join(command), pid)
 
-    def call(
-        self, function: str | Callable[..., Any], *args: Any, timeout_s: float = 30.0, **kwargs: Any
-    ) -> Any:
+    def call(self, function: str | Callable[..., Any], *args: Any, timeout_s: float = 30.0, **kwargs: Any) -> Any:
         """What a Python function (or coroutine function) returns when run in this namespace, in a process of its own.
 
         Args:
@@ -267,7 +282,11 @@ class Host:
         reply = self._lab.request(
             "call",
             limit_s=timeout_s,
-            **{"namespace": self.namespace, "function": function, "args": list(args), "kwargs": kwargs, "timeout_s": timeout_s},
+            namespace=self.namespace,
+            function=function,
+            args=list(args),
+            kwargs=kwargs,
+            timeout_s=timeout_s,
         )
         output = f"\n{reply['stdout']}{reply['stderr']}"
         if reply["timed_out"]:
@@ -275,7 +294,9 @@ class Host:
         if reply["result"] is None:
             raise CommandError(f"{self.name}: {function} ended with {reply['code']}{output}")
         if "raised" in reply["result"]:
-            raise CallError(reply["result"]["raised"], reply["result"]["message"], reply["result"]["traceback"] + output)
+            raise CallError(
+                reply["result"]["raised"], reply["result"]["message"], reply["result"]["traceback"] + output
+            )
         return reply["result"]["value"]
 
     def shell(self) -> None:
@@ -302,7 +323,11 @@ class Host:
             delay_s: wait before each answer over TCP, HTTP or SCTP.
         """
         wanted = [("tcp", port) for port in tcp] + [("udp", port) for port in udp] + [("sctp", port) for port in sctp]
-        ports = [(transport, where, port) for transport, port in wanted for where in ([address] if address else ["0.0.0.0", "::"])]
+        ports = [
+            (transport, where, port)
+            for transport, port in wanted
+            for where in ([address] if address else ["0.0.0.0", "::"])
+        ]
         number = self._lab.request(
             "serve", namespace=self.namespace, name=name or self.name, ports=ports, delay_s=delay_s
         )
@@ -351,7 +376,7 @@ class Host:
         source_port: int = 0,
         timeout_s: float = 2.0,
     ) -> Connection:
-        """A connection that stays open, already asked once: `first` is that outcome (a Failure when it could not be opened)."""
+        """A connection that stays open, asked once already: `first` is that outcome (a Failure: it did not open)."""
         reply = self._lab.request(
             "open",
             limit_s=2 * timeout_s,
@@ -371,7 +396,7 @@ class Host:
         interval_s: float = 0.02,
         timeout_s: float = 2.0,
     ) -> Traffic:
-        """New connections in the background, one after another, `interval_s` apart, until stopped, a number or a time."""
+        """New connections in the background, one every `interval_s`, until stopped, a number or a time."""
         number = self._lab.request(
             "traffic",
             namespace=self.namespace,
@@ -524,14 +549,6 @@ def answered(outcomes: Iterable[Outcome]) -> list[Answer]:
     outcomes = list(outcomes)
     assert all(isinstance(outcome, Answer) for outcome in outcomes), f"not all answered: {list(map(str, outcomes))}"
     return [outcome for outcome in outcomes if isinstance(outcome, Answer)]
-
-
-def _device_up(device: str, addresses: Iterable[str]) -> list[str]:
-    lines = []
-    for address in addresses:
-        nodad = " nodad" if ip_interface(address).version == 6 else ""
-        lines.append(f"address add {address} dev {device}{nodad}")
-    return [*lines, f"link set dev {device} up"]
 
 
 def _client(proto: str, source: str | None, source_port: int, timeout_s: float) -> dict[str, Any]:

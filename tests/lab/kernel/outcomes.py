@@ -71,7 +71,7 @@ _ANSWER = re.compile(r"(?P<server>\S+) saw (?P<seen>\S+):(?P<port>\d+) at (?P<at
 
 
 def failure_of(error: OSError) -> Failure:
-    """The Failure for an exception of the socket layer; an errno without a kind of its own becomes its name (`EADDRINUSE`)."""
+    """The Failure for an exception of the socket layer; an errno without a kind is its name (`EADDRINUSE`)."""
     if isinstance(error, TimeoutError):
         return TIMEOUT
     name = errno.errorcode.get(error.errno or 0, type(error).__name__)

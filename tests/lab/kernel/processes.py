@@ -56,7 +56,12 @@ class Processes:
     ) -> Child:
         """A started command; `merge` sends stderr where stdout goes. Raises OSError when it cannot be executed."""
         stdout, stderr, _ = self._files()
-        with stdout.open("wb") as out, stderr.open("wb") as err, self._stdin(stdin) as source, namespaces.inside(namespace):
+        with (
+            stdout.open("wb") as out,
+            stderr.open("wb") as err,
+            self._stdin(stdin) as source,
+            namespaces.inside(namespace),
+        ):
             process = subprocess.Popen(
                 argv,
                 stdin=source,
@@ -70,7 +75,7 @@ class Processes:
         return self._register(process.pid, stdout, stderr, None)
 
     def fork(self, namespace: str | None, function: str, args: list[Any], kwargs: dict[str, Any]) -> Child:
-        """A forked copy of the agent that runs `module:qualname` with JSON arguments; what it returns goes to `result` as JSON."""
+        """A forked copy of the agent that runs `module:qualname` with JSON arguments and leaves JSON in `result`."""
         stdout, stderr, result = self._files()
         pid = os.fork()
         if pid == 0:
@@ -155,7 +160,13 @@ def resolve(function: str) -> Callable[..., Any]:
 
 
 def _child_main(
-    namespace: str | None, function: str, args: list[Any], kwargs: dict[str, Any], stdout: Path, stderr: Path, result: Path
+    namespace: str | None,
+    function: str,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    stdout: Path,
+    stderr: Path,
+    result: Path,
 ) -> NoReturn:
     code = 1
     try:
@@ -181,11 +192,13 @@ def _child_main(
                 value = asyncio.run(value)
             outcome = {"value": value}
             text = json.dumps(outcome)
-        except BaseException as error:  # noqa: BLE001  the test decides
-            text = json.dumps({"raised": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()})
+        except BaseException as error:
+            text = json.dumps(
+                {"raised": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}
+            )
         result.write_text(text)
         code = 0
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()

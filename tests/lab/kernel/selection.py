@@ -1,6 +1,6 @@
 """Which kernel tests run on: the host's own where it has IPVS and nftables, else the lab's user-mode Linux.
 
-`KERNEL_LAB=host` or `KERNEL_LAB=uml` decides instead. Probes for real, in namespaces that vanish. Called by `lab` and `build`.
+`KERNEL_LAB=host` or `KERNEL_LAB=uml` decides instead. Probes for real, in namespaces that vanish. Called by `lab`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from typing import Literal
 from . import build
 
 Mode = Literal["host", "uml"]
-TOOLS = {"ip": "iproute2", "ipvsadm": "ipvsadm", "nft": "nftables", "conntrack": "conntrack", "bash": "bash", "mount": "mount"}
+TOOLS = {
+    "ip": "iproute2",
+    "ipvsadm": "ipvsadm",
+    "nft": "nftables",
+    "conntrack": "conntrack",
+    "bash": "bash",
+    "mount": "mount",
+}
 """Commands every guest needs, with their Debian packages."""
 _SBIN = "/usr/sbin:/sbin:/usr/local/sbin"
 
@@ -27,10 +34,8 @@ _PROBES = (
     ("IPVS", "ipvsadm -A -t 198.18.0.1:80 -s rr"),
     ("IPVS for IPv6", "ipvsadm -A -t [fd00::1]:80 -s mh"),
     ("IPVS for SCTP", "ipvsadm -A --sctp-service 198.18.0.1:80 -s wrr"),
-    (
-        "nftables with NAT and fib",
-        "nft 'table inet probe { chain p { type nat hook postrouting priority 100; fib daddr type local ct mark 1 masquerade; } }'",
-    ),
+    ("nftables with NAT", "nft 'table inet p { chain c { type nat hook postrouting priority 100; masquerade; } }'"),
+    ("nftables with fib and ct", "nft 'table inet q { chain c { fib daddr type local ct mark 1 ct status dnat accept; } }'"),
 )
 
 

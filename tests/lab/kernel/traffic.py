@@ -1,6 +1,6 @@
 """The lab's servers and clients: all of them in the agent's one process, each socket made in its own network namespace.
 
-Servers answer every line (or datagram) with `NAME saw SOURCE:PORT at ADDRESS:PORT`, and an HTTP request with the same line as body.
+Servers answer every line (or datagram) with `NAME saw SOURCE:PORT at ADDRESS:PORT`, an HTTP request with that as body.
 Knows sockets and outcomes; knows nothing of the channel to the host or of processes. Called by the agent.
 """
 
@@ -62,11 +62,15 @@ class Server:
         self._listeners.append(listener)
         try:
             if transport == "udp":
-                option = (socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO) if ":" in address else (socket.IPPROTO_IP, _IP_PKTINFO)
+                option = (
+                    (socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO) if ":" in address else (socket.IPPROTO_IP, _IP_PKTINFO)
+                )
                 listener.setsockopt(*option, 1)
             listener.bind((address, port))
         except OSError as error:
-            raise OSError(error.errno, f"{self.name} cannot bind {transport} {endpoint(address, port)}: {error.strerror}") from None
+            raise OSError(
+                error.errno, f"{self.name} cannot bind {transport} {endpoint(address, port)}: {error.strerror}"
+            ) from None
         if transport == "udp":
             asyncio.get_running_loop().add_reader(listener, self._datagram, listener)
         else:
@@ -138,7 +142,9 @@ def _packet_info(ancillary: list[tuple[int, int, bytes]]) -> tuple[str, list[tup
     for level, kind, data in ancillary:
         if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
             address = data[8:12]  # struct in_pktinfo: ifindex, spec_dst, addr
-            return socket.inet_ntop(socket.AF_INET, address), [(level, kind, struct.pack("=i4s4s", 0, address, bytes(4)))]
+            return socket.inet_ntop(socket.AF_INET, address), [
+                (level, kind, struct.pack("=i4s4s", 0, address, bytes(4)))
+            ]
         if (level, kind) == (socket.IPPROTO_IPV6, _IPV6_PKTINFO):
             text = socket.inet_ntop(socket.AF_INET6, data[:16])
             # A link-local source needs its interface, any other must not be tied to one.
@@ -149,7 +155,7 @@ def _packet_info(ancillary: list[tuple[int, int, bytes]]) -> tuple[str, list[tup
 
 def _http(request: bytes, line: str) -> bytes:
     body = line.encode() + b"\n"
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     return head if request.startswith(b"HEAD ") else head + body
 
 
@@ -159,10 +165,10 @@ async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
         sock.connect(address)
     except BlockingIOError:
         loop = asyncio.get_running_loop()
-        connected = loop.create_future()
-        loop.add_writer(sock, lambda: connected.done() or connected.set_result(None))
+        connected = asyncio.Event()
+        loop.add_writer(sock, connected.set)
         try:
-            await connected
+            await connected.wait()
         finally:
             loop.remove_writer(sock)
         if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -239,7 +245,9 @@ async def attempt(
 class Traffic:
     """Connections one after another in the background, until `stop`, a number, or a time; counted by who answered."""
 
-    def __init__(self, once: Callable[[], Awaitable[Outcome]], *, seconds: float | None, limit: int | None, interval_s: float) -> None:
+    def __init__(
+        self, once: Callable[[], Awaitable[Outcome]], *, seconds: float | None, limit: int | None, interval_s: float
+    ) -> None:
         self._once = once
         self._seconds = seconds
         self._limit = limit
