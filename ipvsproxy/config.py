@@ -51,7 +51,7 @@ class Ipvs(msgspec.Struct, frozen=True, kw_only=True):
     min_sync_period_s: float = 0.0
     """At least this long between two passes; changes in between are coalesced."""
     exclude_cidrs: tuple[str, ...] = ()
-    """Addresses whose virtual servers are never touched, even where the table calls them ours."""
+    """Virtual servers at these addresses are not taken over from kube-proxy; foreign ones are never touched anyway."""
     strict_arp: bool = False
     tcp_timeout_s: int = 0
     """0: the kernel's default (900 s), set explicitly. Source: linux/ip_vs.h IPVS_CMD_ATTR_TIMEOUT_TCP."""

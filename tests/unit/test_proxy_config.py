@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ipvsproxy.config import Bind, Config, LocalMode, NodePortAddresses
-from ipvsproxy.configfields import KUBE_PROXY_FIELDS
+from ipvsproxy.configfields import KUBE_PROXY_FIELDS, OUR_FIELDS
 from ipvsproxy.configfile import FLAGS, ConfigError, load_config, node_name
 from ipvsproxy.configvalues import BadValue, duration_s
 from ipvsproxy.model import Scheduler, ServiceFlag
@@ -270,3 +270,11 @@ def test_the_nodes_name(flag: str | None, override: str, environment: str | None
 def test_a_node_without_a_name() -> None:
     with pytest.raises(ConfigError, match="has no name"):
         node_name(Config(), flag=None, environment=" ", hostname="")
+
+
+def test_the_manual_has_every_field_and_flag() -> None:
+    manual = (Path(__file__).parent.parent.parent / "docs" / "proxy-configuration.md").read_text()
+    rows = {line.split("|")[1].split()[0] for line in manual.splitlines() if line.startswith("| ")}
+    assert rows >= set(KUBE_PROXY_FIELDS) | set(OUR_FIELDS)
+    for name in FLAGS:
+        assert f"--{name} " in manual or f"--{name})" in manual, name
