@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ipvsproxy.dataplane import CutFlows
+from ipvsproxy.kernel.addresses import family_number, pack
 from ipvsproxy.kernel.errors import error_for
 from ipvsproxy.kernel.netlink import NESTED, Netlink, attribute, attributes, message
 from kubecore.model import Protocol
@@ -62,7 +63,7 @@ class Conntrack:
         """
         wanted: dict[_Front, set[bytes | None]] = {}
         for op in ops:
-            wanted.setdefault(_front(op), set()).add(_packed(op.real_server) if op.real_server else None)
+            wanted.setdefault(_front(op), set()).add(pack(op.real_server) if op.real_server else None)
         doomed: list[bytes] = []
         for request in _requests(wanted):
             async for payloads in self._link.dump(request):
@@ -75,15 +76,7 @@ class Conntrack:
 
 
 def _front(op: CutFlows) -> _Front:
-    family = socket.AF_INET6 if ":" in op.address else socket.AF_INET
-    return _Front(family, _NUMBER[op.protocol], _packed(op.address), op.port)
-
-
-def _packed(address: str) -> bytes:
-    try:
-        return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    except OSError as error:
-        raise ValueError(f"{address!r} is not an IP address") from error
+    return _Front(family_number(op.address), _NUMBER[op.protocol], pack(op.address), op.port)
 
 
 def _requests(fronts: Iterable[_Front]) -> Iterator[bytes]:

@@ -28,6 +28,7 @@ from ipvsproxy.dataplane import (
     NotFound,
     Unsupported,
 )
+from ipvsproxy.kernel import addresses
 from ipvsproxy.kernel.netlink import HEADER, REQUEST, Failure, Netlink, attribute, attributes, message
 from ipvsproxy.model import (
     ActualRealServer,
@@ -124,13 +125,11 @@ class Service(NamedTuple):
 
 
 def pack_address(text: str) -> bytes:
-    """16 bytes, as union nf_inet_addr has them; the family is seen by the colon.
+    """16 bytes, as union nf_inet_addr has them.
 
-    Raises: OSError if it is not an address.
+    Raises: ValueError if it is no address.
     """
-    if ":" in text:
-        return socket.inet_pton(socket.AF_INET6, text)
-    return socket.inet_pton(socket.AF_INET, text) + bytes(12)
+    return addresses.pack(text).ljust(16, b"\0")
 
 
 @lru_cache(maxsize=64)  # operations come virtual server by virtual server
@@ -179,7 +178,7 @@ def _pack_dest_key(key: RealServerKey) -> bytes:
     return _DEST_KEY.pack(
         20, _D_ADDRESS, pack_address(address),
         6, _D_PORT, socket.htons(port),
-        6, _D_FAMILY, socket.AF_INET6 if ":" in address else socket.AF_INET,
+        6, _D_FAMILY, addresses.family_number(address),
     )  # fmt: skip
 
 
@@ -200,7 +199,7 @@ class Encoder:
     def __call__(self, op: GenlOp) -> bytes:
         """The message of one operation.
 
-        Raises: ValueError or OSError if a value cannot be expressed; struct.error never leaves as such.
+        Raises: ValueError if a value cannot be expressed.
         """
         try:
             return self._encode[type(op)](op)
@@ -240,10 +239,8 @@ def nested(kind: int, payload: bytes) -> bytes:
 
 
 def unpack_address(raw: bytes, family: int) -> str:
-    """Canonical text."""
-    if family == socket.AF_INET6:
-        return socket.inet_ntop(socket.AF_INET6, raw[:16])
-    return socket.inet_ntoa(raw[:4])
+    """Canonical text of a union nf_inet_addr."""
+    return addresses.unpack(raw[:16] if family == socket.AF_INET6 else raw[:4])
 
 
 def decode_service(payload: bytes) -> Service | None:

@@ -159,7 +159,7 @@ class Netlink:
         while index < stop and len(buffer) < _BATCH_BYTES:
             try:
                 encoded = encode(items[index])
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 failures[index] = Failure(errno.EINVAL, str(error))
             else:
                 last, last_offset = index, len(buffer)

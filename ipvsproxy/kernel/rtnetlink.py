@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ipvsproxy.kernel.addresses import family_number, pack, unpack
 from ipvsproxy.kernel.netlink import CREATE, EXCLUSIVE, REPLACE, attribute, attributes, message
 
 NEW_LINK, DEL_LINK, GET_LINK, SET_LINK = range(16, 20)
@@ -81,14 +82,14 @@ class VipRoute(NamedTuple):
 def put_vip(route: VipRoute) -> bytes:
     """Add the route, or change the source or interface of ours to that address in place.
 
-    Raises: OSError if an address is none.
+    Raises: ValueError if an address is none.
     """
     return message(NEW_ROUTE, CREATE | REPLACE, _vip(route))
 
 
 def delete_vip(address: str) -> bytes:
     """Delete our route to that address, on whatever interface."""
-    body = _route_head(address) + attribute(1, _packed(address)) + attribute(6, _U32.pack(_METRIC))
+    body = _route_head(address) + attribute(1, pack(address)) + attribute(6, _U32.pack(_METRIC))
     return message(DEL_ROUTE, 0, body)
 
 
@@ -97,11 +98,11 @@ def _vip(route: VipRoute) -> bytes:
     six = ":" in address
     body = (_VIP6 if six else _VIP4).pack(
         _route_head(address),
-        20 if six else 8, 1, _packed(address),  # RTA_DST
+        20 if six else 8, 1, pack(address),  # RTA_DST
         8, 4, interface,  # RTA_OIF
         8, 6, _METRIC,  # RTA_PRIORITY
     )  # fmt: skip
-    return body + attribute(7, _packed(source)) if source else body  # RTA_PREFSRC
+    return body + attribute(7, pack(source)) if source else body  # RTA_PREFSRC
 
 
 _HEAD4 = _RTMSG.pack(socket.AF_INET, 32, 0, 0, TABLE_LOCAL, OUR_PROTOCOL, _SCOPE_HOST, _TYPE_LOCAL, 0)
@@ -110,10 +111,6 @@ _HEAD6 = _RTMSG.pack(socket.AF_INET6, 128, 0, 0, TABLE_LOCAL, OUR_PROTOCOL, _SCO
 
 def _route_head(address: str) -> bytes:
     return _HEAD6 if ":" in address else _HEAD4
-
-
-def _packed(address: str) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
 def dump_vips(family: int) -> bytes:
@@ -167,9 +164,8 @@ def delete_link(name: str) -> bytes:
 
 def delete_address(info: AddressInfo) -> bytes:
     """Delete an address from its interface."""
-    family = socket.AF_INET6 if ":" in info.address else socket.AF_INET
-    head = _IFADDR.pack(family, info.prefix_length, 0, 0, info.interface)
-    return message(DEL_ADDRESS, 0, head + attribute(2, _packed(info.address)))  # IFA_LOCAL
+    head = _IFADDR.pack(family_number(info.address), info.prefix_length, 0, 0, info.interface)
+    return message(DEL_ADDRESS, 0, head + attribute(2, pack(info.address)))  # IFA_LOCAL
 
 
 # -- from bytes
@@ -185,14 +181,14 @@ def decode_link(payload: bytes) -> LinkInfo:
 
 def decode_address(payload: bytes) -> AddressInfo:
     """An address from RTM_NEWADDR or RTM_DELADDR."""
-    family, prefix_length, flags, _, index = _IFADDR.unpack_from(payload)
+    _, prefix_length, flags, _, index = _IFADDR.unpack_from(payload)
     found = attributes(payload, 8)
     raw = found.get(2) or found[1]  # IFA_LOCAL is ours, IFA_ADDRESS a peer's where both are there
     if 8 in found:  # IFA_FLAGS, the 32-bit form
         (flags,) = _U32.unpack(found[8])
     optimistic = flags & _IFA_OPTIMISTIC
     usable = not flags & _IFA_DADFAILED and (bool(optimistic) or not flags & _IFA_TENTATIVE)
-    return AddressInfo(index, socket.inet_ntop(family, raw), prefix_length, usable)
+    return AddressInfo(index, unpack(raw), prefix_length, usable)
 
 
 def decode_vip(payload: bytes) -> VipRoute | None:
@@ -203,32 +199,30 @@ def decode_vip(payload: bytes) -> VipRoute | None:
     if length != (128 if family == socket.AF_INET6 else 32):
         return None
     found = attributes(payload, 12)
-    source = socket.inet_ntop(family, found[7]) if 7 in found else ""
-    return VipRoute(socket.inet_ntop(family, found[1]), source, _U32.unpack(found[4])[0] if 4 in found else 0)
+    source = unpack(found[7]) if 7 in found else ""
+    return VipRoute(unpack(found[1]), source, _U32.unpack(found[4])[0] if 4 in found else 0)
 
 
 def decode_gateways(payload: bytes) -> Iterator[str]:
     """Next hops of a unicast route from RTM_NEWROUTE."""
-    family, kind = payload[0], payload[7]
-    if kind != _TYPE_UNICAST:
+    if payload[7] != _TYPE_UNICAST:
         return
     found = attributes(payload, 12)
-    yield from _next_hop(family, found)
+    yield from _next_hop(found)
     paths, offset = found.get(9, b""), 0  # RTA_MULTIPATH: struct rtnexthop, each with attributes of its own
     while offset + 8 <= len(paths):
         length = _NEXT_HOP.unpack_from(paths, offset)[0]
         if length < 8:
             return
-        yield from _next_hop(family, attributes(paths[offset + 8 : offset + length]))
+        yield from _next_hop(attributes(paths[offset + 8 : offset + length]))
         offset += (length + 3) & ~3
 
 
-def _next_hop(family: int, found: dict[int, bytes]) -> Iterator[str]:
+def _next_hop(found: dict[int, bytes]) -> Iterator[str]:
     if 5 in found:  # RTA_GATEWAY
-        yield socket.inet_ntop(family, found[5])
-    if 18 in found:  # RTA_VIA: a gateway of another family, which comes first
-        (via,) = struct.unpack_from("=H", found[18])
-        yield socket.inet_ntop(via, found[18][2:])
+        yield unpack(found[5])
+    if 18 in found:  # RTA_VIA: a gateway of another family, after two bytes that say which
+        yield unpack(found[18][2:])
 
 
 def _text(raw: bytes) -> str:

@@ -9,7 +9,6 @@ Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h; nftables' incl
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import ip_address, ip_network, summarize_address_range
@@ -17,6 +16,7 @@ from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from ipvsproxy.dataplane import ChangeElements, NotFound
+from ipvsproxy.kernel.addresses import pack, unpack
 from ipvsproxy.kernel.conntrack import NETLINK_NETFILTER
 from ipvsproxy.kernel.netlink import CREATE, NESTED, Failure, Netlink, attribute, attributes, message
 from ipvsproxy.model import Element
@@ -236,8 +236,15 @@ def _pack_key(kind: SetType, key: Sequence[str]) -> bytes:
 def _pack_part(number: int, part: str) -> bytes:
     try:
         return _PACK[number](part)
-    except (KeyError, OSError, struct.error, OverflowError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"{part!r} does not fit its place in a set's key") from error
+
+
+def _sized(part: str, size: int) -> bytes:
+    raw = pack(part)
+    if len(raw) != size:
+        raise ValueError(f"{part!r} is of the other address family")
+    return raw
 
 
 def _ifname(part: str) -> bytes:
@@ -248,8 +255,8 @@ def _ifname(part: str) -> bytes:
 
 
 _PACK: dict[int, Callable[[str], bytes]] = {
-    _IPV4: lambda part: socket.inet_pton(socket.AF_INET, part),
-    _IPV6: lambda part: socket.inet_pton(socket.AF_INET6, part),
+    _IPV4: lambda part: _sized(part, 4),
+    _IPV6: lambda part: _sized(part, 16),
     _PROTOCOL: lambda part: bytes([_PROTOCOLS[part]]),
     _SERVICE: lambda part: int(part).to_bytes(2, "big"),
     _IFNAME: _ifname,
@@ -333,10 +340,8 @@ def _decode_value(kind: SetType, raw: bytes) -> str:
 
 
 def _unpack_part(number: int, raw: bytes) -> str:
-    if number == _IPV4:
-        return socket.inet_ntop(socket.AF_INET, raw)
-    if number == _IPV6:
-        return socket.inet_ntop(socket.AF_INET6, raw)
+    if number in (_IPV4, _IPV6):
+        return unpack(raw)
     if number == _PROTOCOL:
         return _PROTOCOL_NAMES.get(raw[0], str(raw[0]))
     if number == _IFNAME:
