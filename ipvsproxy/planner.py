@@ -151,11 +151,11 @@ class Planner:
             self._want_element(element, delta)
         for element in old.elements:
             self._drop_element(element, delta)
-        sources = {family: new.node.primary_of(family) for family in FAMILIES}
-        for vip, source in self.desired.vips.items():
-            if source != sources[family_of(vip)]:
-                self.desired.vips[vip] = sources[family_of(vip)]
-                delta.vips[vip] = None
+        if old.sources != new.sources:
+            for vip, source in self.desired.vips.items():
+                if source != new.sources[family_of(vip)]:
+                    self.desired.vips[vip] = new.sources[family_of(vip)]
+                    delta.vips[vip] = None
         if old.node.name != new.node.name:
             self._update(state, in_order(state, self._plans), delta)
             return
@@ -263,7 +263,7 @@ class Planner:
 
     def _want_vip(self, vip: str, delta: Delta) -> None:
         if self._vips.add(vip):
-            self.desired.vips[vip] = self._site.node.primary_of(family_of(vip))
+            self.desired.vips[vip] = self._site.sources[family_of(vip)]
             delta.vips[vip] = None
 
     def _drop_vip(self, vip: str, delta: Delta) -> None:

@@ -54,6 +54,15 @@ class Site:
         return frozenset(a.address for a in self.node.addresses)
 
     @cached_property
+    def sources(self) -> dict[Family, str]:
+        """The address that the host's connections to VIPs leave with: the primary one, if an interface has it.
+
+        A Node object may name an address that is not the machine's (a cloud's public one); the kernel refuses it as a
+        route's source, and chooses itself where this is empty.
+        """
+        return {f: p if (p := self.node.primary_of(f)) in self.own else "" for f in FAMILIES}
+
+    @cached_property
     def unclaimable(self) -> frozenset[str]:
         """Addresses that must not become VIP routes: a node or a gateway would become unreachable from here."""
         return self.own | self.node.gateways | self.node.node_addresses
@@ -106,9 +115,9 @@ class Site:
         return tuple(dict.fromkeys(self._elements()))
 
     def _elements(self) -> Iterator[Element]:
-        for address in self.node.primary:
-            yield sets.source(family_of(address), address)
         for family in FAMILIES:
+            if self.sources[family]:
+                yield sets.source(family, self.sources[family])
             detector = self._detector_prefixes()
             everyone = ("0.0.0.0/0" if family == 4 else "::/0",)
             for cidr in collapsed(detector if self.has_detector(family) else everyone, family):

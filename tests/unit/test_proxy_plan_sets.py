@@ -109,6 +109,14 @@ def test_the_nodes_own_address_needs_no_masquerade() -> None:
     assert elements(planned(), "source4", "source6") == {"source4 192.168.1.1", "source6 fd00:1::1"}
 
 
+def test_a_source_the_machine_does_not_have_is_left_to_the_kernel() -> None:
+    cloud = Node("n1", internal_ips=("10.128.0.2",), external_ips=("198.51.100.77",))
+    node = view("eth0=10.128.0.3/32", node=cloud)
+    plan = planned(service("web", "10.96.0.1"), node=node)
+    assert plan.desired.vips == {"10.96.0.1": ""}
+    assert elements(plan, "source4") == set()
+
+
 # -- section 11: who is local
 
 POD_CIDR_NODE = Node("n1", internal_ips=("192.168.1.1",), pod_cidrs=("10.244.1.0/24",))
