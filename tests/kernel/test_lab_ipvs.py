@@ -12,7 +12,12 @@ pytestmark = pytest.mark.kernel
 
 TRANSPORTS = {"tcp": ("-t", 8080), "udp": ("-u", 5353), "sctp": ("--sctp-service", 9090)}
 FAMILIES = {
-    "IPv4": {"vip": "10.96.0.10", "node": "192.168.50.10", "client": "192.168.50.20", "pods": ("10.244.1.2", "10.244.2.2")},
+    "IPv4": {
+        "vip": "10.96.0.10",
+        "node": "192.168.50.10",
+        "client": "192.168.50.20",
+        "pods": ("10.244.1.2", "10.244.2.2"),
+    },
     "IPv6": {"vip": "fd00:96::10", "node": "fd00:50::10", "client": "fd00:50::20", "pods": ("fd00:1::2", "fd00:2::2")},
 }
 # The node masquerades what a virtual server forwards; IPVS hands its packets to conntrack only with this sysctl.

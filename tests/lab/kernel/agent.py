@@ -29,7 +29,7 @@ import tty
 from pathlib import Path
 from typing import Any
 
-from . import namespaces, traffic
+from . import namespaces, rtnetlink, traffic
 from .outcomes import failure_of, to_wire
 from .processes import Child, Processes
 
@@ -112,6 +112,7 @@ class Agent:
     async def op_namespace(self, name: str, sysctls: dict[str, str]) -> None:
         """Makes a namespace and writes its sysctls (`net.ipv4.ip_forward`)."""
         namespaces.create(name)
+        rtnetlink.configure(name, [("up", "lo")])
         await self.op_sysctls(name, sysctls)
 
     async def op_sysctls(self, namespace: str, sysctls: dict[str, str]) -> None:
@@ -119,6 +120,10 @@ class Agent:
         with namespaces.inside(namespace):
             for key, value in sysctls.items():
                 _write_sysctl(key, value)
+
+    async def op_configure(self, namespace: str, steps: list[list[str]]) -> None:
+        """Makes devices, addresses and default routes (see `rtnetlink.configure`)."""
+        rtnetlink.configure(namespace, steps)
 
     async def op_cleanup(self, names: list[str]) -> int:
         """Ends every socket and process in the namespaces, then removes them. Returns how many processes it killed."""
@@ -366,7 +371,9 @@ def main(where: str, directory: Path) -> None:
     os.set_inheritable(channel, False)
     machine = where.startswith("/dev/")
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        allowed = _OPEN_FILES if machine else min(hard, _OPEN_FILES)  # in a container even root may not raise it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
         if machine:
             _add_entropy((directory / "entropy").read_bytes())
         work = directory / "work"

@@ -29,6 +29,7 @@ _SYSCTLS = {
     "net.ipv6.conf.default.router_solicitations": "0",
 }
 _FORWARDING = {"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1"}
+Step = tuple[str, ...]
 _PING_TIMEOUT_S = 3.0
 _DEVICE_LENGTH = 15  # IFNAMSIZ less the terminating zero
 
@@ -87,7 +88,6 @@ class Net:
         host = Host(self, name)
         self.lab.request("namespace", name=host.namespace, sysctls={**_SYSCTLS, **wanted})
         self._hosts[name] = host
-        host.ip(["link set dev lo up"])
         return host
 
     def link(
@@ -110,14 +110,13 @@ class Net:
         """
         host_a, host_b = self.host(a), self.host(b)
         device_a, device_b = (device_a or b)[:_DEVICE_LENGTH], (device_b or a)[:_DEVICE_LENGTH]
-        addresses_a, addresses_b = list(addresses_a), list(addresses_b)
-        host_a.ip([f"link add name {device_a} type veth peer name {device_b} netns {host_b.namespace}"])
-        host_a.ip(self._device_up(device_a, addresses_a))
+        addresses_a = list(addresses_a)
+        host_a.configure([("veth", device_a, device_b, host_b.namespace), *self._device_up(device_a, addresses_a)])
         routes = []
         if gateway:
             first = {ip_interface(address).version: ip_interface(address).ip for address in reversed(addresses_a)}
-            routes = [f"route add default via {via} dev {device_b} onlink" for _, via in sorted(first.items())]
-        host_b.ip([*self._device_up(device_b, addresses_b), *routes])
+            routes = [("default", device_b, str(via)) for via in first.values()]
+        host_b.configure([*self._device_up(device_b, addresses_b), *routes])
 
     def lan(self, name: str, hosts: Mapping[str, Iterable[str]]) -> None:
         """Joins hosts by a switch (a bridge in a namespace of its own); every host's device is called `name`.
@@ -125,26 +124,17 @@ class Net:
         Args:
             hosts: `{"node1": ["192.168.50.10/24", "fd00:50::10/64"], ...}`.
         """
-        switch = self.host(f"switch-{name}")
-        lines = ["link add name bridge type bridge", "link set dev bridge up"]
+        steps: list[Step] = [("bridge", "bridge"), ("up", "bridge")]
         for number, host in enumerate(hosts):
-            lines += [
-                f"link add name port{number} type veth peer name {name} netns {self.host(host).namespace}",
-                f"link set dev port{number} master bridge up",
-            ]
-        switch.ip(lines)
+            steps.append(("veth", f"port{number}", name, self.host(host).namespace))
+            steps.append(("port", f"port{number}", "bridge"))
+        self.host(f"switch-{name}").configure(steps)
         for host, addresses in hosts.items():
-            self.host(host).ip(self._device_up(name, addresses))
+            self.host(host).configure(self._device_up(name, addresses))
 
-    def _device_up(self, device: str, addresses: Iterable[str]) -> list[str]:
-        # The kernel's own link-local address comes only when the link is seen to be up, a second later, and neighbour
-        # discovery fails until then: so we give one ourselves.
+    def _device_up(self, device: str, addresses: Iterable[str]) -> list[Step]:
         local = f"fe80::{next(self._link_locals):x}/64"
-        lines = [f"link set dev {device} addrgenmode none", f"link set dev {device} up"]
-        for address in (*addresses, local):
-            nodad = " nodad" if ip_interface(address).version == 6 else ""
-            lines.append(f"address add {address} dev {device}{nodad}")
-        return lines
+        return [("up", device), *(("address", device, address) for address in (*addresses, local))]
 
     def hosts(self) -> list[Host]:
         """The hosts made so far."""
@@ -223,6 +213,10 @@ class Host:
         if check and result.code != 0:
             raise CommandError(f"{self.name}: `{text}` ended with {result.code}\n{result.stdout}{result.stderr}")
         return result
+
+    def configure(self, steps: Sequence[Step]) -> None:
+        """Carries out steps of `rtnetlink.configure`."""
+        self._lab.request("configure", namespace=self.namespace, steps=list(steps))
 
     def ip(self, lines: Iterable[str]) -> None:
         """Runs lines of `ip` commands in one process (`ip -batch`)."""

@@ -35,7 +35,10 @@ _PROBES = (
     ("IPVS for IPv6", "ipvsadm -A -t [fd00::1]:80 -s mh"),
     ("IPVS for SCTP", "ipvsadm -A --sctp-service 198.18.0.1:80 -s wrr"),
     ("nftables with NAT", "nft 'table inet p { chain c { type nat hook postrouting priority 100; masquerade; } }'"),
-    ("nftables with fib and ct", "nft 'table inet q { chain c { fib daddr type local ct mark 1 ct status dnat accept; } }'"),
+    (
+        "nftables with fib and ct",
+        "nft 'table inet q { chain c { fib daddr type local ct mark 1 ct status dnat accept; } }'",
+    ),
 )
 
 
