@@ -39,13 +39,15 @@ virtual_server_configs = st.builds(
 
 
 def real_server_keys(family: Family) -> st.SearchStrategy[RealServerKey]:
-    return st.builds(RealServerKey, addresses(family), ports)
+    """The kernel refuses what is no unicast address (ip_vs_new_dest)."""
+    unicast = st.ip_addresses(v=4, network="10.0.0.0/8") if family == 4 else st.ip_addresses(v=6, network="2000::/3")
+    return st.builds(RealServerKey, unicast.map(str), ports)
 
 
 real_server_configs = st.builds(
     lambda weight, method, upper, lower: RealServerConfig(weight, method, max(upper, lower), min(upper, lower)),
     st.integers(0, (1 << 31) - 1),
     st.sampled_from((ForwardMethod.MASQUERADE, ForwardMethod.TUNNEL, ForwardMethod.DIRECT_ROUTE)),
-    st.integers(0, 0xFFFFFFFF),
-    st.integers(0, 0xFFFFFFFF),
+    st.integers(0, (1 << 31) - 1),
+    st.integers(0, (1 << 31) - 1),
 )

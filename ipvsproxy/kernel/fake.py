@@ -266,9 +266,11 @@ class FakeDataPlane:
             return errno.EINVAL
         if server not in self.virtual_servers:
             return errno.ESRCH
+        if not _is_unicast(key.address):
+            return errno.EINVAL
         if (":" in key.address) != (server.family == 6) and config.method is not ForwardMethod.TUNNEL:
             return errno.EINVAL
-        if config.weight < 0 or config.lower_threshold > config.upper_threshold:
+        if config.weight < 0 or not config.lower_threshold <= config.upper_threshold < 1 << 31:
             return errno.ERANGE
         there = self.virtual_servers[server].real_servers
         if (key in there) == new:
@@ -341,6 +343,13 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_unicast(text: str) -> bool:
+    """Whether ip_vs_new_dest takes it for a real server."""
+    address = ip_address(text)
+    link_local = address.version == 6 and address.is_link_local
+    return not (address.is_multicast or address.is_unspecified or link_local or text == "255.255.255.255")
 
 
 def _parse_set(shape: str, flags: str) -> _Set:

@@ -327,23 +327,23 @@ class Ipvs:
     """IPVS of this network namespace. Make one with `open_ipvs`."""
 
     def __init__(self, link: Netlink, family_id: int) -> None:
-        self._link = link
-        self._encoder = Encoder(family_id)
+        self.link = link
+        self.encoder = Encoder(family_id)
 
     def close(self) -> None:
         """Close the socket; everything in the kernel stays."""
-        self._link.close()
+        self.link.close()
 
     async def submit(self, ops: Sequence[GenlOp]) -> dict[int, Failure]:
         """Do `ops` in order; what failed, by index."""
-        return await self._link.submit(ops, self._encoder)
+        return await self.link.submit(ops, self.encoder)
 
     async def services(self) -> AsyncIterator[list[Service]]:
         """Yields every virtual server of both families, a buffer of them at a time.
 
         Raises: Interrupted.
         """
-        async for payloads in self._link.dump(self._encoder.command(GET_SERVICE)):
+        async for payloads in self.link.dump(self.encoder.command(GET_SERVICE)):
             yield [service for payload in payloads if (service := decode_service(payload)) is not None]
 
     async def service(self, key: VirtualServerKey) -> Service:
@@ -351,7 +351,7 @@ class Ipvs:
 
         Raises: NotFound.
         """
-        answers = await self._link.request(self._encoder.command(GET_SERVICE, nested(_CMD_SERVICE, pack_key(key))))
+        answers = await self.link.request(self.encoder.command(GET_SERVICE, nested(_CMD_SERVICE, pack_key(key))))
         service = decode_service(answers[0]) if answers else None
         if service is None:
             raise NotFound(None, errno.ESRCH, f"no virtual server {key}")
@@ -360,14 +360,14 @@ class Ipvs:
     async def dests(self, key: VirtualServerKey) -> dict[RealServerKey, ActualRealServer]:
         """The real servers of one virtual server; empty, too, if there is no such virtual server (the kernel's way)."""
         found: dict[RealServerKey, ActualRealServer] = {}
-        request = self._encoder.command(GET_DEST, nested(_CMD_SERVICE, pack_key(key)))
-        async for payloads in self._link.dump(request):
+        request = self.encoder.command(GET_DEST, nested(_CMD_SERVICE, pack_key(key)))
+        async for payloads in self.link.dump(request):
             found.update(decode_dest(payload, key.family) for payload in payloads)
         return found
 
     async def timeouts(self) -> Timeouts:
         """The connection timeouts in force."""
-        found = attributes((await self._link.request(self._encoder.command(GET_CONFIG)))[0], 4)
+        found = attributes((await self.link.request(self.encoder.command(GET_CONFIG)))[0], 4)
         return Timeouts(
             *(_U32.unpack(found[kind])[0] for kind in (_CMD_TIMEOUT_TCP, _CMD_TIMEOUT_FIN, _CMD_TIMEOUT_UDP))
         )
@@ -379,11 +379,11 @@ class Ipvs:
         """
         kinds = (_CMD_TIMEOUT_TCP, _CMD_TIMEOUT_FIN, _CMD_TIMEOUT_UDP)
         payload = b"".join(attribute(kind, _U32.pack(value)) for kind, value in zip(kinds, timeouts, strict=True))
-        await self._link.request(self._encoder.command(SET_CONFIG, payload))
+        await self.link.request(self.encoder.command(SET_CONFIG, payload))
 
     async def info(self) -> Info:
         """IPVS's version and the size of its connection table."""
-        found = attributes((await self._link.request(self._encoder.command(GET_INFO)))[0], 4)
+        found = attributes((await self.link.request(self.encoder.command(GET_INFO)))[0], 4)
         (version,) = _U32.unpack(found[1])
         return Info((version >> 16 & 0xFF, version >> 8 & 0xFF, version & 0xFF), _U32.unpack(found[2])[0])
 

@@ -218,6 +218,15 @@ async def only_tunnels_cross_families(plane: DataPlane) -> None:
 
 
 @case
+async def a_real_server_is_one_host(plane: DataPlane) -> None:
+    await outcomes(plane, AddVirtualServer(WEB, PLAIN), AddVirtualServer(DNS6, PLAIN))
+    nobody = [(WEB, "224.0.0.1"), (WEB, "0.0.0.0"), (WEB, "255.255.255.255"), (DNS6, "ff02::1"), (DNS6, "fe80::1")]
+    ops = [AddRealServer(server, RealServerKey(address, 53), ONE) for server, address in [*nobody, (DNS6, "::")]]
+    assert await outcomes(plane, *ops) == ["DataplaneError"] * 6
+    assert await outcomes(plane, AddRealServer(WEB, RealServerKey("127.0.0.1", 80), ONE)) == ["ok"]
+
+
+@case
 async def connections_tell_none_from_missing(plane: DataPlane) -> None:
     await outcomes(plane, AddVirtualServer(WEB, PLAIN))
     assert await plane.connections(WEB) == {}
