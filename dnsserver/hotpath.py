@@ -27,7 +27,7 @@ import msgspec
 
 from dnsserver.message import Prepared
 
-GENERATION_BYTES = 12 << 20
+GENERATION_BYTES = 20 << 20
 """Weight at which a generation ends; two are kept. 10,000 names asked in one form weigh about 6 MB."""
 _ENTRY_BYTES = 400
 """What an entry takes beside its bytes: objects, slots in dicts, index."""
@@ -142,6 +142,8 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     lower_only: bool
     limit: int
     """Bytes, id not counted, however much the client takes."""
+    tails_bytes: int
+    """Of all tails."""
 
     @property
     def tails(self) -> tuple[bytes, ...]:
@@ -214,21 +216,29 @@ class HotPath:
         name = key[10:end]
         lower = name.lower()
         question = lower + key[end:split]
-        entry = self._young.tables[variant.number].get(question)
-        if entry is None or lower == name:
-            if lower == name:
-                memoized = self._memoized(key, shape, question, entry)
-                if memoized is not None:
-                    return _take(memoized)
+        table = self._young.tables[variant.number]
+        plain = lower == name
+        memo = self._old.memo.pop(key, None) if plain else None
+        entry = table.get(question)
+        if entry is None and memo is None:
+            entry = self._old.tables[variant.number].pop(question, None) or self._made(variant, question)
             if entry is None:
-                entry = self._entry(variant, question)
-                if entry is None:
-                    return None
+                return None
+            if not plain or entry.tails_bytes > _MEMO_REPLY_BYTES:
+                self._keep(table, question, entry, entry.tails_bytes)
+        if plain:
+            memo = memo or self._memo(shape, question, entry)
+            if memo is not None:
+                weight = sum(map(len, memo.rotation.choices)) if memo.rotation else len(memo.reply)
+                self._keep(self._young.memo, key, memo, weight)
+                return _take(memo)
+        if entry is None:
+            return None
         tail, rotation = entry.tail, entry.rotation
         if rotation is not None:
             tail = rotation.choices[rotation.at]
             rotation.at = (rotation.at + 1) % len(rotation.choices)
-        if entry.lower_only and lower != name:
+        if entry.lower_only and not plain:
             return None
         reply = entry.head + key[10:split] + tail + shape.opt + entry.options
         if len(reply) > shape.limit or len(reply) > entry.limit:
@@ -257,33 +267,17 @@ class HotPath:
         self._shapes[head + rest] = shape
         return shape
 
-    def _memoized(self, key: bytes, shape: _Shape, question: bytes, entry: _Entry | None) -> Memo | None:
-        """The memo's new entry for a query in lower case; None if it is none for the memo."""
-        kept = self._old.memo.pop(key, None)
-        if kept is None:
-            entry = entry or self._made(shape.variant, question)
-            if entry is None:
-                return None
-            tails = entry.tails
-            around = len(entry.head) + len(question) + len(shape.opt) + len(entry.options)
-            if around + len(tails[0]) > min(shape.limit, entry.limit) or sum(map(len, tails)) > _MEMO_REPLY_BYTES:
-                self._keep(self._young.tables[shape.variant.number], question, entry, sum(map(len, tails)))
-                return None
-            replies = tuple(entry.head + question + tail + shape.opt + entry.options for tail in tails)
-            if len(replies) == 1:
-                kept = Memo(replies[0], entry.cell, None, entry.tag)
-            else:
-                kept = Memo(b"", entry.cell, Rotation(replies, entry.cell), entry.tag)
-        weight = sum(map(len, kept.rotation.choices)) if kept.rotation else len(kept.reply)
-        self._keep(self._young.memo, key, kept, weight)
-        return kept
-
-    def _entry(self, variant: _Variant, question: bytes) -> _Entry | None:
-        """The table's new entry for a question that the young table lacks."""
-        entry = self._old.tables[variant.number].pop(question, None) or self._made(variant, question)
-        if entry is not None:
-            self._keep(self._young.tables[variant.number], question, entry, sum(map(len, entry.tails)))
-        return entry
+    @staticmethod
+    def _memo(shape: _Shape, question: bytes, entry: _Entry | None) -> Memo | None:
+        """The whole reply (or all of them) to a query in lower case; None: too long, for the memo or for the client."""
+        if entry is None or entry.tails_bytes > _MEMO_REPLY_BYTES:
+            return None
+        replies = tuple(entry.head + question + tail + shape.opt + entry.options for tail in entry.tails)
+        if len(replies[0]) > min(shape.limit, entry.limit):
+            return None
+        if len(replies) == 1:
+            return Memo(replies[0], entry.cell, None, entry.tag)
+        return Memo(b"", entry.cell, Rotation(replies, entry.cell), entry.tag)
 
     def _made(self, variant: _Variant, question: bytes) -> _Entry | None:
         lower, kind = question[:-4], question[-4:]
@@ -304,7 +298,8 @@ class HotPath:
         cell = fast.cell(asked, replied, variant.do)
         rotation = Rotation(prepared.tails, cell) if len(prepared.tails) > 1 else None
         limit = 65535 if self._tcp else fast.max_udp_bytes - 2
-        return _Entry(head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only, limit)
+        size = sum(map(len, prepared.tails))
+        return _Entry(head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only, limit, size)
 
     # -- keeping and forgetting
 
