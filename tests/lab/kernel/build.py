@@ -141,8 +141,11 @@ def _exclusive(lock: Path, *, verbose: bool) -> Iterator[None]:
 
 def _build_into(source: Source, target: Path, jobs: int, *, verbose: bool) -> None:
     started = time.monotonic()
+    scratch_name = f"building-{target.name}-"
+    for leftover in target.parent.glob(f"{scratch_name}*"):  # of a build that was killed: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
     # Beside the target, so that the final rename stays on one file system.
-    with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=scratch_name, dir=target.parent) as scratch:
         workdir = Path(scratch)
         if verbose:
             print(f"unpacking {source.archive.name}", flush=True)

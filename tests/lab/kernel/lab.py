@@ -367,8 +367,8 @@ def _shared_directory() -> str:
 
 def main() -> int:
     """`python -m tests.lab.kernel.lab`: a shell in a fresh guest."""
+    started = time.monotonic()
     with Lab.start(build_missing=True) as lab:
-        started = time.monotonic()
         lab.request(
             "run", namespace=None, argv=["ip", "link", "set", "lo", "up"], stdin="", env={}, cwd=None, timeout_s=10
         )

@@ -145,7 +145,6 @@ class Net:
         commands = (
             "ip -br address",
             "ip route show table all | head -100",
-            "ip -6 route show table all | head -100",
             "ipvsadm -Ln --stats | head -100",
             "ipvsadm -Lcn | head -50",
             "nft list ruleset | head -300",

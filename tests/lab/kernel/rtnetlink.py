@@ -1,4 +1,4 @@
-"""Devices, addresses and default routes of the lab's hosts, by netlink: an `ip` command takes the guest 30 ms, this 0.2.
+"""Devices, addresses and default routes of hosts, by netlink: an `ip` command takes the guest 30 ms, this 0.2.
 
 Knows only what `Net.link` and `Net.lan` need; tests that want more say it in the words of `ip` (`Host.ip`). Called by
 the agent. Source: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h.

@@ -34,11 +34,9 @@ _PROBES = (
     ("IPVS", "ipvsadm -A -t 198.18.0.1:80 -s rr"),
     ("IPVS for IPv6", "ipvsadm -A -t [fd00::1]:80 -s mh"),
     ("IPVS for SCTP", "ipvsadm -A --sctp-service 198.18.0.1:80 -s wrr"),
-    ("nftables with NAT", "nft 'table inet p { chain c { type nat hook postrouting priority 100; masquerade; } }'"),
-    (
-        "nftables with fib and ct",
-        "nft 'table inet q { chain c { fib daddr type local ct mark 1 ct status dnat accept; } }'",
-    ),
+    ("nftables", "nft 'add table inet probe; add chain inet probe c { type nat hook postrouting priority 100; }'"),
+    ("nftables masquerade", "nft add rule inet probe c masquerade"),
+    ("nftables fib and ct expressions", "nft add rule inet probe c fib daddr type local ct mark 1 accept"),
 )
 
 
