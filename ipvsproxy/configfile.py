@@ -53,14 +53,24 @@ class _Source(NamedTuple):
         return f"--{self.path[0]}: {reason}" + (f"; {remedy}" if remedy else "")
 
 
-def load_config(text: str | None, filename: str, flags: Mapping[str, Any]) -> Loaded:
-    """The settings of a file's text (None: no file) and flags (those given, by name without dashes).
+def load_config(
+    text: str | None, filename: str, flags: Mapping[str, Any], additions: tuple[str, str] | None = None
+) -> Loaded:
+    """The settings of a file's text (None: no file), of a second file and of flags (those given, without dashes).
+
+    Args:
+        text: both documents, or kube-proxy's alone.
+        filename: for messages.
+        flags: beat the files.
+        additions: text and name of a file with what `text` lacks, where that is somebody else's.
 
     Raises: ConfigError with every mistake there is.
     """
     reader = _Reader()
     if text is not None:
         reader.read(text, filename)
+    if additions is not None:
+        reader.read(*additions)
     for name, value in flags.items():
         reader.flag(name, value)
     return reader.finish()

@@ -34,6 +34,12 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         help="KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), unmodified; a second document of kind "
         "IPVSProxyConfiguration (ipvsproxy.io/v1alpha1) has what is ours. Default: kube-proxy's defaults",
     )
+    parser.add_argument(
+        "--additions",
+        metavar="FILE",
+        help="the IPVSProxyConfiguration in a file of its own, where --config is somebody else's, such as kube-proxy's "
+        "ConfigMap",
+    )
     group = parser.add_argument_group("settings (as kube-proxy's flags; a flag beats the file)")
     for name, field in FLAGS.items():
         kwargs = {"nargs": "?", "const": "true"} if field.parse is boolean else {}
@@ -70,18 +76,21 @@ def settings(args: argparse.Namespace) -> Loaded:
     """
     from ipvsproxy.configfile import ConfigError, load_config  # noqa: PLC0415
 
-    text = None
-    if args.config:
-        try:
-            text = Path(args.config).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise UsageError(f"{args.config}: {reason}; give a file with --config") from error
+    text = _read(args.config, "--config") if args.config else None
+    additions = (_read(args.additions, "--additions"), args.additions) if args.additions else None
     flags = {name.removeprefix(_FLAG): value for name, value in vars(args).items() if name.startswith(_FLAG)}
     try:
-        return load_config(text, args.config or "", flags)
+        return load_config(text, args.config or "", flags, additions)
     except ConfigError as error:
         raise UsageError("\n".join(error.mistakes)) from error
+
+
+def _read(file: str, option: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{file}: {reason}; give a file with {option}") from error
 
 
 def this_node(args: argparse.Namespace, loaded: Loaded) -> str:

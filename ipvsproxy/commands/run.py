@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="make the settings that need privileges (sysctls, IPVS timeouts, modules) and exit; `run` then needs "
         "CAP_NET_ADMIN alone",
+    )
+    parser.add_argument(
+        "--proc-sys",
+        type=Path,
+        default=Path("/proc/sys"),
+        metavar="DIR",
+        help="where the kernel's settings are written (default /proc/sys); a container without privileges has that "
+        "read-only, and the node's /proc/sys/net mounted elsewhere",
     )
     parser.add_argument(
         "--log-format",
@@ -80,7 +89,7 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
     findings = await check(config)
     for line in findings.warnings:
         tell(f"warning: {line}")
-    await prepare(config, findings)
+    await prepare(config, findings, args.proc_sys)
     if args.init_only:
         return 0
     client: ApiClient | None = None
@@ -103,7 +112,7 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
             schedulers=findings.schedulers,
             families=families_here(),
         )
-        watching = asyncio.create_task(_stop_when_changed(args.config, stop))
+        watching = asyncio.create_task(_stop_when_changed((args.config, args.additions), stop))
         try:
             await daemon.run(stop)
         finally:
@@ -112,26 +121,26 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
     return 0
 
 
-async def _stop_when_changed(config_file: str | None, stop: asyncio.Event) -> None:
-    """End the daemon when its configuration file has another content, as kube-proxy does: it starts anew with it.
+async def _stop_when_changed(files: Iterable[str | None], stop: asyncio.Event) -> None:
+    """End the daemon when a configuration file has another content, as kube-proxy does: it starts anew with it.
 
     A file that is gone or unreadable for a moment (a ConfigMap being swapped) changes nothing.
     """
-    if not config_file:
+    before = {Path(file): _content(Path(file)) for file in files if file}
+    if not before:
         return
     import structlog  # noqa: PLC0415
 
     from kubecore import log  # noqa: PLC0415
 
-    path = Path(config_file)
-    before = _content(path)
     while True:
         await asyncio.sleep(CONFIG_POLL_S)
-        now = _content(path)
-        if now and now != before:
-            structlog.get_logger().info(log.CONFIG_CHANGED, file=config_file)
-            stop.set()
-            return
+        for path, content in before.items():
+            now = _content(path)
+            if now and now != content:
+                structlog.get_logger().info(log.CONFIG_CHANGED, file=str(path))
+                stop.set()
+                return
 
 
 def _content(path: Path) -> bytes:

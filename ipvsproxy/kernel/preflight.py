@@ -80,18 +80,23 @@ async def check(config: Config) -> Findings:
     return Findings(kernel, schedulers, tuple(warnings))
 
 
-async def prepare(config: Config, findings: Findings) -> None:
+async def prepare(config: Config, findings: Findings, root: Path = Path("/proc/sys")) -> None:
     """Write every setting that differs, and IPVS's timeouts. What is right already needs no privilege.
+
+    Args:
+        config: the settings wanted.
+        findings: the kernel they are for.
+        root: /proc/sys, or where it can be written.
 
     Raises: SysctlError; DataplaneError.
     """
     cores = os.cpu_count() or 1
     for setting in (
         *sysctl.ipvs_settings(config.ipvs, findings.kernel),
-        *sysctl.forwarding6(),
+        *sysctl.forwarding6(root),
         *sysctl.conntrack_settings(config.conntrack, cores),
     ):
-        sysctl.write(setting)
+        sysctl.write(setting, root)
     wanted = wanted_timeouts(config)
     ipvs = await open_ipvs()
     try:
