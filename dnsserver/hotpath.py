@@ -8,6 +8,8 @@ Layers, by cost of a hit:
 
   memo     datagram[2:] -> reply[2:]. Flags, OPT, size and case are all in the key: a hit is right by construction. Only
            queries in lower case are let in, else any client that varies the case would flush it.
+  recipes  for replies whose TTLs count down: the reply cut where they stand. Each second a memo of their own is begun,
+           and filled from the recipes as they are asked for, not from the cache.
   tables   the lowered question -> head and tail of the reply; the question goes between as it was asked. One table for
            each combination of what else changes a reply: RD, CD, DO, EDNS or none.
   resolve  the server's look-up in its zones and caches; None means that the chain of plugins has to see the query.
@@ -19,7 +21,7 @@ names can neither push out what is in use nor take memory.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -78,6 +80,8 @@ class Fast(NamedTuple):
     """The counter for (bytes of the query, bytes of the reply, DO)."""
     max_udp_bytes: int = 65535
     """The server block's own limit."""
+    counts_down: bool = False
+    """Only with UNTIL_SECOND: later seconds change nothing but the TTLs, which all are alike, until they reach 0."""
 
 
 Resolve = Callable[[bytes, int, bool, bool], Fast | None]
@@ -144,6 +148,8 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     """Bytes, id not counted, however much the client takes."""
     tails_bytes: int
     """Of all tails."""
+    countable: int | None
+    """How many records it has, if their TTLs count down together."""
 
     @property
     def tails(self) -> tuple[bytes, ...]:
@@ -161,13 +167,36 @@ class Memo(msgspec.Struct, frozen=True, gc=False):
     tag: bytes
 
 
+class _Recipe(msgspec.Struct, frozen=True, gc=False):
+    """Replies without their ids, cut where their TTLs stand."""
+
+    rotations: tuple[tuple[bytes, ...], ...]
+    ends_at: int
+    """The second in which the TTLs are 0."""
+    cell: Cell
+    tag: bytes
+    weight: int
+
+    def memo(self, second: int) -> Memo | None:
+        """The reply of that second; None if its time is over."""
+        left = self.ends_at - second
+        if left <= 0:
+            return None
+        ttl = left.to_bytes(4, "big")
+        if len(self.rotations) == 1:
+            return Memo(ttl.join(self.rotations[0]), self.cell, None, self.tag)
+        replies = tuple(ttl.join(pieces) for pieces in self.rotations)
+        return Memo(b"", self.cell, Rotation(replies, self.cell), self.tag)
+
+
 class _Generation:
     """What was asked for during one stretch of time."""
 
-    __slots__ = ("index", "memo", "negative", "tables", "timed", "weight")
+    __slots__ = ("index", "memo", "negative", "recipes", "tables", "timed", "weight")
 
     def __init__(self) -> None:
         self.memo: dict[bytes, Memo] = {}
+        self.recipes: dict[bytes, _Recipe] = {}
         self.tables: tuple[dict[bytes, _Entry], ...] = tuple({} for _ in _VARIANTS)
         self.index: dict[bytes, list[Place]] = {}
         """By tag."""
@@ -187,6 +216,7 @@ class HotPath:
         self._old = _Generation()
         self._dying: list[dict[bytes, Any]] = []
         self._second = 0
+        self._this_second: dict[bytes, Memo] = {}
         self.durations = [0] * (len(DURATION_BOUNDS_S) + 1)
         """Replies by time taken: per bound of `DURATION_BOUNDS_S`, and beyond."""
         self.duration_sum_s = 0.0
@@ -197,13 +227,25 @@ class HotPath:
         """The memo's look-up. Stale once a generation ends, but right until the event loop goes on."""
         return self._young.memo.get
 
+    def lookup_timed(self) -> Callable[[bytes], Memo | None]:
+        """The same for replies that are right for the rest of this second."""
+        return self._this_second.get
+
     def reply_to(self, key: bytes) -> bytes | None:
         """The reply by any layer, or None. Key and reply are without the id."""
-        entry = self._young.memo.get(key)
+        entry = self._young.memo.get(key) or self._this_second.get(key)
         return self.miss(key) if entry is None else _take(entry)
 
     def miss(self, key: bytes) -> bytes | None:
-        """The reply to a query the memo does not have; None if the chain has to see it, or it is no query at all."""
+        """The reply to a query the memos do not have; None if the chain has to see it, or it is no query at all."""
+        recipe = self._young.recipes.get(key)
+        if recipe is None and (recipe := self._old.recipes.pop(key, None)) is not None:
+            self._keep_recipe(key, recipe)
+        if recipe is not None:
+            memo = self._this_second_by(key, recipe)
+            if memo is not None:
+                return _take(memo)
+            self._young.recipes.pop(key, None)
         # A zero byte within a label ends the name early here. Nothing cut off so is in a table: `_adds_up`.
         end = key.find(b"\0", 10) + 1
         split = end + 4
@@ -228,6 +270,12 @@ class HotPath:
                 self._keep(table, question, entry, entry.tails_bytes)
         if plain:
             memo = memo or self._memo(shape, question, entry)
+            if memo is not None and entry is not None and entry.countable is not None:
+                recipe = _recipe(memo, entry.countable, self._second)
+                if recipe is not None:
+                    self._keep_recipe(key, recipe)
+                    self._this_second[key] = memo
+                    return _take(memo)
             if memo is not None:
                 weight = sum(map(len, memo.rotation.choices)) if memo.rotation else len(memo.reply)
                 self._keep(self._young.memo, key, memo, weight)
@@ -299,7 +347,12 @@ class HotPath:
         rotation = Rotation(prepared.tails, cell) if len(prepared.tails) > 1 else None
         limit = 65535 if self._tcp else fast.max_udp_bytes - 2
         size = sum(map(len, prepared.tails))
-        return _Entry(head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only, limit, size)
+        countable = None
+        if fast.counts_down:
+            countable = sum(int.from_bytes(prepared.counts[at : at + 2], "big") for at in (0, 2, 4))
+        return _Entry(
+            head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only, limit, size, countable
+        )
 
     # -- keeping and forgetting
 
@@ -319,10 +372,22 @@ class HotPath:
         if young.weight > GENERATION_BYTES:
             self._turn()
 
+    def _keep_recipe(self, key: bytes, recipe: _Recipe) -> None:
+        self._young.recipes[key] = recipe
+        self._young.weight += recipe.weight
+        if self._young.weight > GENERATION_BYTES:
+            self._turn()
+
+    def _this_second_by(self, key: bytes, recipe: _Recipe) -> Memo | None:
+        memo = recipe.memo(self._second)
+        if memo is not None:
+            self._this_second[key] = memo
+        return memo
+
     def _turn(self) -> None:
         """Begin a generation; the one before the last dies."""
         dead = self._old
-        self._dying += [dead.memo, dead.index, *dead.tables]
+        self._dying += [dead.memo, dead.recipes, dead.index, *dead.tables]
         self._old, self._young = self._young, _Generation()
 
     def tick(self, now_s: float) -> None:
@@ -330,6 +395,9 @@ class HotPath:
         second = int(now_s)
         if second != self._second:
             self._second = second
+            if self._this_second:
+                self._dying.append(self._this_second)
+                self._this_second = {}
             for generation in (self._young, self._old):
                 # Given back in weight, or popular names that count down would end a generation every few seconds.
                 generation.weight -= sum(2 * len(key) + _ENTRY_BYTES for _, key in generation.timed)
@@ -354,6 +422,7 @@ class HotPath:
         """Forget everything: the configuration changed."""
         self._turn()
         self._turn()
+        self._this_second = {}
         self._shapes.clear()
 
     def _free(self) -> None:
@@ -373,7 +442,7 @@ class HotPath:
     @property
     def entries(self) -> int:
         """Replies kept, all layers and generations."""
-        return sum(len(g.memo) + sum(map(len, g.tables)) for g in (self._young, self._old))
+        return sum(len(g.memo) + len(g.recipes) + sum(map(len, g.tables)) for g in (self._young, self._old))
 
 
 def _take(entry: Memo) -> bytes:
@@ -381,6 +450,38 @@ def _take(entry: Memo) -> bytes:
         return entry.rotation.next_reply()
     entry.cell.hits += 1
     return entry.reply
+
+
+def _recipe(memo: Memo, records: int, second: int) -> _Recipe | None:
+    """How to make `memo` again in later seconds; None if its TTLs are not alike or not above 0."""
+    replies = memo.rotation.choices if memo.rotation else (memo.reply,)
+    rotations = []
+    ttl = b""
+    for reply in replies:
+        start, pieces = 0, []
+        for cut in _ttl_offsets(reply, records):
+            ttl = ttl or reply[cut : cut + 4]
+            if reply[cut : cut + 4] != ttl:
+                return None
+            pieces.append(reply[start:cut])
+            start = cut + 4
+        rotations.append((*pieces, reply[start:]))
+    left = int.from_bytes(ttl, "big")
+    if not left:
+        return None
+    weight = 2 * sum(map(len, replies)) + 2 * _ENTRY_BYTES
+    return _Recipe(tuple(rotations), second + left, memo.cell, memo.tag, weight)
+
+
+def _ttl_offsets(reply: bytes, records: int) -> Iterator[int]:
+    """Where the TTLs of the first so many records of a reply without its id stand (RFC 1035 §4.1.3)."""
+    at = reply.index(0, 10) + 5  # behind the question
+    for _ in range(records):
+        while 0 < reply[at] < 0xC0:
+            at += 1 + reply[at]
+        at += 2 if reply[at] else 1
+        yield at + 4
+        at += 10 + int.from_bytes(reply[at + 8 : at + 10], "big")
 
 
 def _drop(places: list[Place]) -> None:

@@ -13,14 +13,15 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import structlog
 
 from dnsserver import encode, names, tcp, udp, wire
 from dnsserver.answer import prepare
+from dnsserver.cache import Entry, Kind
 from dnsserver.chain import Chain, Match, Router
 from dnsserver.hotpath import Cell, Fast, HotPath, Lasting
 from dnsserver.message import ExtendedError, Message, Prepared, QType, Query, Question, Rcode, Transport
@@ -104,6 +105,8 @@ class Front:
     udp: udp.UdpListener
     tcp: tcp.TcpListener
     hot: tuple[HotPath, HotPath]
+    counted: list[int] = field(default_factory=lambda: [0, 0])
+    """Unsent replies and refused connections that are in the metrics already."""
 
 
 class Server:
@@ -114,7 +117,8 @@ class Server:
         self._limits = limits or tcp.Limits()
         self._fronts: dict[ListenAddress, Front] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._draining = False
+        self._cache_cells: dict[Cell, tuple[Chain, Kind, list[int]]] = {}
+        """Counters of cached replies: whose, of which kind, and how many hits the cache's own figures have already."""
 
     # -- configuration
 
@@ -138,6 +142,8 @@ class Server:
         from now on.
         """
         loop = asyncio.get_running_loop()
+        self._count_cached()
+        self._cache_cells.clear()
         for address, service in services.items():
             front = self._fronts.get(address)
             if front is not None:
@@ -213,11 +219,23 @@ class Server:
         zone, rcode = names.to_text(match.zone), prepared.flags & 15
 
         def cell(asked: int, replied: int, do: bool) -> Cell:  # noqa: FBT001 - as Fast has it
-            return self.metrics.traffic.cell(
+            found = self.metrics.traffic.cell(
                 Traffic(front.label, zone, proto, family, qtype, rcode, do, plugin, asked, replied, lasting)
             )
+            if plugin == "cache":
+                kind = Kind.SUCCESS if prepared.counts[:2] != b"\0\0" else Kind.NXDOMAIN
+                # The look-up itself was counted by the cache.
+                self._cache_cells.setdefault(found, (match.chain, kind, [found.hits]))[2][0] += 1
+            return found
 
-        return Fast(prepared, tag, cell, match.chain.bufsize or 65535)
+        # Within our own zones a name that falls through may become ours at any moment.
+        zone_here = front.service.zones.get(match.chain)
+        counts_down = (
+            lasting is Lasting.UNTIL_SECOND
+            and _only_counts_down(match.chain)
+            and (zone_here is None or zone_here.cut(lower) is None)
+        )
+        return Fast(prepared, tag, cell, match.chain.bufsize or 65535, counts_down)
 
     def _from_udp(self, front: Front, data: bytes, peer: udp.Peer, listener: udp.UdpListener) -> None:
         def reply(message: bytes | None) -> None:
@@ -358,10 +376,33 @@ class Server:
         self.metrics.hot_entries.set(sum(hot.entries for front in self._fronts.values() for hot in front.hot))
         for front in self._fronts.values():
             self.metrics.tcp_connections.labels(front.label).set(front.tcp.connections)
+            now = [front.udp.dropped_sends, front.tcp.refused]
+            self.metrics.dropped_sends.labels(front.label).inc(now[0] - front.counted[0])
+            self.metrics.tcp_refused.labels(front.label).inc(now[1] - front.counted[1])
+            front.counted = now
+        self._count_cached()
+
+    def _count_cached(self) -> None:
+        """Tell the caches of the replies the hot path made out of theirs."""
+        for cell, (chain, kind, counted) in self._cache_cells.items():
+            fresh = cell.hits - counted[0]
+            if chain.cache is not None and fresh > 0:
+                chain.cache.count_hits(cast("Entry", _OfKind(kind)), fresh)  # it reads the kind alone
+                counted[0] = cell.hits
 
 
 _NEVER_FAST = frozenset({QType.DS, QType.ANY, QType.AXFR, QType.IXFR, QType.OPT, QType.HINFO})
 """HINFO is what the loop plugin probes with."""
+
+
+class _OfKind(NamedTuple):
+    kind: Kind
+
+
+def _only_counts_down(chain: Chain) -> bool:
+    """Whether a cached reply stays what it is, TTLs aside, until they are over: nothing is renewed before."""
+    cache = chain.block.cache
+    return cache is not None and cache.prefetch is None and not cache.keepttl
 
 
 def _without_chain(

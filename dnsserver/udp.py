@@ -64,6 +64,10 @@ class Hot(Protocol):
         """The memo's look-up, good for one wake-up."""
         ...
 
+    def lookup_timed(self) -> Callable[[bytes], Memo | None]:
+        """A second memo, asked when the first has nothing."""
+        ...
+
     def reply_to(self, key: bytes) -> bytes | None:
         """The reply by any layer, or None."""
         ...
@@ -342,11 +346,11 @@ class BatchedUdpListener(UdpListener):
         hot = self._hot
         began_s = time.monotonic()
         hot.tick(began_s)
-        lookup, miss, sizes = hot.lookup(), hot.miss, self._reply_sizes
+        lookup, timed, miss, sizes = hot.lookup(), hot.lookup_timed(), hot.miss, self._reply_sizes
         head, kept, answered = self._head_bytes, 0, 0
         for i, start, size in zip(self._indices, self._starts, self._lengths[:taken].tolist(), strict=False):
             key = memory[start : start + size - 2]
-            entry = lookup(key)
+            entry = lookup(key) or timed(key)
             if entry is None:
                 reply = miss(key)
                 if reply is None:
