@@ -7,6 +7,7 @@ an operation is wanted (diff), what to do about a failure later (reconciler).
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
@@ -56,10 +57,10 @@ class Applier:
     Args:
         dataplane: the kernel or its fake.
         picture: what is known to be in it; kept true by `apply` and `reread`.
-        count: told (operation name, outcome) of every operation, for metrics.
+        count: told how many operations of a name had an outcome, once a batch, for metrics.
     """
 
-    def __init__(self, dataplane: DataPlane, picture: Picture, count: Callable[[str, str], None]) -> None:
+    def __init__(self, dataplane: DataPlane, picture: Picture, count: Callable[[str, str, int], None]) -> None:
         self._dataplane = dataplane
         self.picture = picture
         self._count = count
@@ -96,33 +97,42 @@ class Applier:
         # The picture runs ahead of the kernel within a batch: each operation is taken for done, so that a real server
         # may follow its virtual server in one buffer. What then fails is read again before the next batch.
         permitted: list[Op] = []
+        tally: Counter[tuple[type[Op], str]] = Counter()
+        permit, note = self.picture.permit, self.picture.apply
         for op in ops:
-            allowed = self.picture.permit(op)
+            allowed = permit(op)
             if allowed is not None:
-                self.picture.apply(allowed)
+                note(allowed)
                 permitted.append(allowed)
             else:
-                self._count(type(op).__name__, "skipped")
-        if not permitted:
-            return []
-        try:
-            results = await self._dataplane.apply(permitted)
-        except DataplaneError as error:  # the whole call failed: nothing is known of any of them
-            results = [type(error)(op, error.errno, error.detail) for op in permitted]
+                tally[type(op), "skipped"] += 1
         failed: list[DataplaneError] = []
-        for op, result in zip(permitted, results, strict=True):
-            if result is None or (isinstance(result, NotFound) and isinstance(op, _DELETES)):
-                self._count(type(op).__name__, "done")
-                continue
-            self._count(type(op).__name__, "failed")
-            self._doubt(op)
-            if isinstance(result, AlreadyExists) and not isinstance(op, ChangeElements):
-                self.surprised = True
-            else:
-                failed.append(result)
+        if permitted:
+            tally.update((type(op), "done") for op in permitted)
+            for op, error in await self._carry_out(permitted):
+                if isinstance(error, NotFound) and isinstance(op, _DELETES):
+                    continue
+                tally[type(op), "done"] -= 1
+                tally[type(op), "failed"] += 1
+                self._doubt(op)
+                if isinstance(error, AlreadyExists) and not isinstance(op, ChangeElements):
+                    self.surprised = True
+                else:
+                    failed.append(error)
+        for (kind, outcome), times in tally.items():
+            if times:
+                self._count(kind.__name__, outcome, times)
         if self.doubtful or self.doubtful_vips or self.doubtful_elements:
             await self.reread()
         return failed
+
+    async def _carry_out(self, ops: list[Op]) -> list[tuple[Op, DataplaneError]]:
+        """Those of `ops` that failed, and how."""
+        try:
+            results = await self._dataplane.apply(ops)
+        except DataplaneError as error:  # the whole call failed: nothing is known of any of them
+            return [(op, type(error)(op, error.errno, error.detail)) for op in ops]
+        return [(op, error) for op, error in zip(ops, results, strict=True) if error is not None]
 
     def _doubt(self, op: Op) -> None:
         match op:

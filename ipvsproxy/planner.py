@@ -119,7 +119,7 @@ class Planner:
         own = self._plans.get(service)
         return own.health_check if own else None
 
-    def services_of(self, server: VirtualServerKey) -> ObjectKey | None:
+    def service_of(self, server: VirtualServerKey) -> ObjectKey | None:
         """The Service behind a virtual server; None for one that is not wanted."""
         if server.protocol is None:
             identity = self._marks.holders.get(server.fwmark)

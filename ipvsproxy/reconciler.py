@@ -187,7 +187,7 @@ class Reconciler:
             return []
         rows = []
         for key in self.picture.owned():
-            service = self._planner.services_of(key)
+            service = self._planner.service_of(key)
             rows.append((key, str(service) if service else "", self.picture.servers[key]))
         return rows
 
@@ -590,13 +590,13 @@ class Reconciler:
         """The Service that an operation belongs to, or the operation's kind."""
         key = getattr(error.op, "server", None) or getattr(error.op, "key", None)
         if isinstance(key, VirtualServerKey):
-            service = self._planner.services_of(key)
+            service = self._planner.service_of(key)
             if service is not None:
                 return str(service)
         return type(error.op).__name__ if error.op is not None else "kernel"
 
-    def _count(self, operation: str, outcome: str) -> None:
-        self._around.metrics.operations.labels(operation, outcome).inc()
+    def _count(self, operation: str, outcome: str, times: int) -> None:
+        self._around.metrics.operations.labels(operation, outcome).inc(times)
 
     # -- telling
 

@@ -83,7 +83,7 @@ async def clean_up(dataplane: DataPlane, *, kube_proxy: bool) -> list[str]:
         adopted = left_by_kube_proxy(servers, leftovers, own)
     picture = Picture(servers, vips, elements or (), adopted)
     gone = picture.owned()
-    applier = Applier(dataplane, picture, lambda _name, _outcome: None)
+    applier = Applier(dataplane, picture, lambda _name, _outcome, _times: None)
     failures = await applier.apply(diff(Desired({}, {}, {}), picture))
     if failures:
         raise failures[0]

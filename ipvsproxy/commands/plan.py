@@ -136,7 +136,7 @@ def as_json(planner: Planner) -> dict[str, Any]:
         servers.append(
             {
                 **identity,
-                "service": str(planner.services_of(key)),
+                "service": str(planner.service_of(key)),
                 "scheduler": server.config.scheduler.value,
                 "flags": flag_names(server.config),
                 "persistenceSeconds": server.config.persistence_s,
@@ -183,7 +183,7 @@ def _print_table(planner: Planner) -> None:
         ]
         reals += [f"{k.address}:{k.port} (draining)" for k in sorted(server.draining)]
         table.add_row(
-            str(key), str(planner.services_of(key)), ", ".join(scheduling), "\n".join(reals) or "none: refused"
+            str(key), str(planner.service_of(key)), ", ".join(scheduling), "\n".join(reals) or "none: refused"
         )
     console = Console()
     console.print(table)
