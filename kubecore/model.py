@@ -37,6 +37,9 @@ class Protocol(Enum):
     UDP = "UDP"
     SCTP = "SCTP"
 
+    # Enum's own hash is a Python function, and a protocol is part of every key; members are single, so identity will do.
+    __hash__ = object.__hash__
+
 
 class ServiceType(Enum):
     """`Service.spec.type`."""
