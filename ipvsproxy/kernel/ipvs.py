@@ -163,7 +163,6 @@ def pack_config(family: Family, config: VirtualServerConfig) -> bytes:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=64)
 def _pack_dest_config(config: RealServerConfig) -> bytes:
     return _DEST_CONFIG.pack(
         8, _D_METHOD, config.method.value,
@@ -176,7 +175,7 @@ def _pack_dest_config(config: RealServerConfig) -> bytes:
 def _pack_dest_key(key: RealServerKey) -> bytes:
     address, port = key
     return _DEST_KEY.pack(
-        20, _D_ADDRESS, pack_address(address),
+        20, _D_ADDRESS, addresses.pack(address),
         6, _D_PORT, socket.htons(port),
         6, _D_FAMILY, addresses.family_number(address),
     )  # fmt: skip
@@ -187,6 +186,10 @@ class Encoder:
 
     def __init__(self, family_id: int) -> None:
         self.family_id = family_id
+        # Operations come virtual server by virtual server: what the last one had in common with this one is kept.
+        self._dest_of: VirtualServerKey | None = None
+        self._dest_command = 0
+        self._dest_head = b""
         self._encode: dict[type, Callable[[Any], bytes]] = {
             AddVirtualServer: lambda op: self._service(NEW_SERVICE, op),
             EditVirtualServer: lambda op: self._service(SET_SERVICE, op),
@@ -215,11 +218,11 @@ class Encoder:
         return self.command(command, nested(_CMD_SERVICE, pack_key(op.key) + pack_config(op.key.family, op.config)))
 
     def _dest(self, command: int, op: AddRealServer | EditRealServer) -> bytes:
-        return self.command(
-            command,
-            nested(_CMD_SERVICE, pack_key(op.server))
-            + nested(_CMD_DEST, _pack_dest_key(op.key) + _pack_dest_config(op.config)),
-        )
+        if op.server is not self._dest_of or command != self._dest_command:
+            full = _DEST_KEY.size + _DEST_CONFIG.size
+            empty = self.command(command, nested(_CMD_SERVICE, pack_key(op.server)) + nested(_CMD_DEST, bytes(full)))
+            self._dest_of, self._dest_command, self._dest_head = op.server, command, empty[:-full]
+        return self._dest_head + _pack_dest_key(op.key) + _pack_dest_config(op.config)
 
     def _delete_dest(self, op: DeleteRealServer) -> bytes:
         return self.command(

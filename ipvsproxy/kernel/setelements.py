@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from ipaddress import ip_address, ip_network, summarize_address_range
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 _SIZE = {_IPV4: 4, _IPV6: 16, _PROTOCOL: 1, _SERVICE: 2, _IFNAME: 16}
 
+_DATA_HEAD = struct.Struct("=HHHH")
 _BE32 = struct.Struct("!I")
 _BE32_SIGNED = struct.Struct("!i")
 _MARK = struct.Struct("=I")
@@ -107,11 +109,10 @@ class SetElements:
 
         Raises: ValueError if an element does not fit its set.
         """
-        parts = [*self._messages(_DELETE_ELEMENT, op.delete), *self._messages(_NEW_ELEMENT, op.add)]
+        parts = self._parts(op)
         if not parts:
             return None
-        border = bytes([0, 0]) + struct.pack("!H", _SUBSYSTEM)
-        buffers = [message(_BATCH_BEGIN, 0, border), *(p.encoded for p in parts), message(_BATCH_END, 0, border)]
+        buffers = _transaction(parts)
         failures = await self._link.transact(buffers)
         if not failures:
             return None
@@ -125,6 +126,13 @@ class SetElements:
         if failure.errno == errno.ENOENT and parts[index - 1].name not in await self.learn():
             detail = f"set {parts[index - 1].name} is gone"
         return Failure(failure.errno, detail)
+
+    def encode(self, op: ChangeElements) -> list[bytes]:
+        """The messages of `op`, begin and end included, without sequence numbers."""
+        return _transaction(self._parts(op))
+
+    def _parts(self, op: ChangeElements) -> list[_Part]:
+        return [*self._messages(_DELETE_ELEMENT, op.delete), *self._messages(_NEW_ELEMENT, op.add)]
 
     async def dump(self) -> set[Element] | None:
         """Every element of every set; None if there is no such table.
@@ -199,18 +207,24 @@ class _Part:
 # -- to bytes
 
 
+def _transaction(parts: Sequence[_Part]) -> list[bytes]:
+    border = bytes([0, 0]) + struct.pack("!H", _SUBSYSTEM)
+    return [message(_BATCH_BEGIN, 0, border), *(p.encoded for p in parts), message(_BATCH_END, 0, border)]
+
+
 def _encode_element(kind: SetType, element: Element, *, with_data: bool) -> bytes:
     key = element.key
     if len(key) != len(kind.parts):
         raise ValueError(f"{' . '.join(key)} does not fit set {kind.name}")
-    ranged = kind.interval and any("/" in part for part in key)
-    ends = [_range(number, part) if ranged else (part, part) for number, part in zip(kind.parts, key, strict=True)]
-    body = _data(_ELEMENT_KEY, _pack_key(kind, [start for start, _ in ends]))
     if kind.interval:
+        ends = [_range(number, part) for number, part in zip(kind.parts, key, strict=True)]
+        body = _data(_ELEMENT_KEY, _pack_key(kind, [start for start, _ in ends]))
         body += _data(_ELEMENT_KEY_END, _pack_key(kind, [end for _, end in ends]))
+    else:
+        body = _data(_ELEMENT_KEY, _pack_key(kind, key))
     if kind.is_map and with_data:
-        body += _pack_value(kind, element.value)
-    elif not kind.is_map and element.value:
+        body += _pack_value(element.value, verdict=kind.verdicts)
+    elif element.value and not kind.is_map:
         raise ValueError(f"{kind.name} is no map: {element.value!r} has no place in it")
     return attribute(1 | NESTED, body)
 
@@ -223,14 +237,20 @@ def _range(number: int, part: str) -> tuple[str, str]:
 
 
 def _data(kind: int, value: bytes) -> bytes:
-    return attribute(kind | NESTED, attribute(_VALUE, value))
+    size = len(value)
+    return _DATA_HEAD.pack(8 + (size + 3 & ~3), kind | NESTED, 4 + size, _VALUE) + value + bytes(-size % 4)
 
 
 def _pack_key(kind: SetType, key: Sequence[str]) -> bytes:
     if len(kind.parts) == 1:
         return _pack_part(kind.parts[0], key[0])
-    packed = (_pack_part(number, part) for number, part in zip(kind.parts, key, strict=True))
-    return b"".join([raw + bytes(-len(raw) % 4) for raw in packed])
+    return b"".join([_pack_padded(number, part) for number, part in zip(kind.parts, key, strict=True)])
+
+
+@lru_cache(maxsize=4096)  # ports and protocols come again and again
+def _pack_padded(number: int, part: str) -> bytes:
+    raw = _pack_part(number, part)
+    return raw + bytes(-len(raw) % 4)
 
 
 def _pack_part(number: int, part: str) -> bytes:
@@ -263,16 +283,17 @@ _PACK: dict[int, Callable[[str], bytes]] = {
 }
 
 
-def _pack_value(kind: SetType, value: str) -> bytes:
-    if not kind.verdicts:
+@lru_cache(maxsize=256)
+def _pack_value(value: str, *, verdict: bool) -> bytes:
+    if not verdict:
         return _data(_ELEMENT_DATA, _MARK.pack(int(value, 0)))
     verb, _, chain = value.partition(" ")
     if verb not in _VERDICTS:
         raise ValueError(f"{value!r} is no verdict")
-    verdict = attribute(_VERDICT_CODE, _BE32_SIGNED.pack(_VERDICTS[verb]))
+    body = attribute(_VERDICT_CODE, _BE32_SIGNED.pack(_VERDICTS[verb]))
     if chain:
-        verdict += attribute(_VERDICT_CHAIN, _name(chain))
-    return attribute(_ELEMENT_DATA | NESTED, attribute(_VERDICT | NESTED, verdict))
+        body += attribute(_VERDICT_CHAIN, _name(chain))
+    return attribute(_ELEMENT_DATA | NESTED, attribute(_VERDICT | NESTED, body))
 
 
 def _name(text: str) -> bytes:
