@@ -66,6 +66,8 @@ class Applier:
         self._count = count
         self.doubtful: set[VirtualServerKey] = set()
         """Virtual servers that could not be read again after a failure; `reread` tries anew."""
+        self.touched: set[VirtualServerKey] = set()
+        """Virtual servers that any operation was about; the audit empties it."""
         self.surprised = False
         """Something to be added was there already, and was read: diff again, for it may differ from what is wanted."""
         self.doubtful_vips = False
@@ -104,6 +106,9 @@ class Applier:
             if allowed is not None:
                 note(allowed)
                 permitted.append(allowed)
+                server = getattr(allowed, "server", None) or getattr(allowed, "key", None)
+                if server is not None:
+                    self.touched.add(server)
             else:
                 tally[type(op), "skipped"] += 1
         failed: list[DataplaneError] = []

@@ -104,8 +104,11 @@ class Additions(msgspec.Struct, frozen=True, kw_only=True):
     """
     drain_poll_s: float = 5.0
     """How often open connections of draining real servers are counted."""
-    audit_interval_s: float = 300.0
-    """How often the kernel is compared with what it should hold. 0: only at start and after failures."""
+    audit_interval_s: float | None = None
+    """How often the kernel is compared with what it should hold. 0: only at start and after failures.
+
+    None: every ipvs.syncPeriod, as kube-proxy does, but less often where that would take more than 0.1 % of a core.
+    """
     source_ranges_cover_node_ports: bool = False
     """Whether loadBalancerSourceRanges guard node ports too; off, as in kube-proxy, for balancers that SNAT."""
     allow_external_ips: tuple[str, ...] | None = None

@@ -185,6 +185,14 @@ class DataPlane(Interface):
         """
         ...
 
+    async def fingerprints(self) -> dict[VirtualServerKey, int]:
+        """A number for each virtual server that changes with its scheduler, its persistence or its real servers.
+
+        What an audit compares instead of dumping everything. Scheduler flags, thresholds and counters are not in it;
+        for a mark both families are named if there is either. Comparable within one process only.
+        """
+        ...
+
     async def dump_vips(self) -> dict[str, str]:
         """Addresses with a local route of ours → that route's preferred source ("" if none)."""
         ...

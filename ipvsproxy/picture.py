@@ -1,7 +1,8 @@
 """What is known to be in the kernel, and which operations it admits: the preconditions of architecture decision 9.
 
 Knows: what each operation needs and changes, and what makes a virtual server ours. Must not know: Services, netlink,
-time. The reconciler keeps one, filled from a dump, advanced by every operation that succeeded; tests use it as a kernel.
+time. The reconciler keeps one, filled from a dump, advanced by every operation that succeeded; tests take it for a
+kernel.
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ PORTION = 250
 """Services planned and applied before the store is looked at again: what a newcomer waits for behind a burst."""
 START_PORTION = 2000
 """The same at start, when nobody waits for a single change and large transactions are cheaper."""
+AUDIT_SHARE = 0.001
+"""Share of a core that audits may take where their interval is not set."""
 AUDIT_PORTION = 100
 """Virtual servers read back in one slice of the audit; between slices changes go first."""
 COUNTERS_EVERY_S = 30.0
@@ -71,6 +73,10 @@ class Clock(Interface):
 
     def time(self) -> float:
         """Unix seconds."""
+        ...
+
+    def process_time(self) -> float:
+        """CPU seconds of this process."""
         ...
 
 
@@ -164,6 +170,8 @@ class Reconciler:
         self._no_local: dict[str, set[ObjectKey]] = {"internal": set(), "external": set()}
         self._legacy: set[str] = set()
         self._counters_at_s = 0.0
+        self._audit_cost_s = 0.0
+        self._fingerprints: dict[VirtualServerKey, int] = {}
         self._planner: Planner
         self._applier: Applier
         self.in_step = asyncio.Event()
@@ -299,7 +307,9 @@ class Reconciler:
             worked = True
             failures += await self._repair("retry")
         if self._audit_at_s is not None and now_s >= self._audit_at_s:
+            before_s = self._clock.process_time()
             failures += await self._audit()
+            self._audit_cost_s = self._clock.process_time() - before_s
             self._plan_audit()
         self._conclude(failures, self._clock.monotonic() - started_s if worked else None)
         if worked and self._config.ipvs.min_sync_period_s:
@@ -338,6 +348,9 @@ class Reconciler:
             self._legacy = set()
         self._plan_audit()
         self._conclude(failures, self._clock.monotonic() - started_s)
+        # What is there was read or acknowledged a moment ago: the audit has to look only at what changes from now on.
+        self._fingerprints = await dataplane.fingerprints()
+        self._applier.touched.clear()
         _log.info(
             log.RECONCILE_STARTED,
             services=len(services),
@@ -511,15 +524,32 @@ class Reconciler:
         return await self._repair("drift")
 
     async def _audit(self) -> list[DataplaneError]:
-        """Compare all that is ours with the kernel, in slices between which changes go first."""
+        """Compare all that is ours with the kernel, in slices between which changes go first.
+
+        Fingerprints tell which virtual servers are as they were when last read; only the others are read again.
+        """
         failures: list[DataplaneError] = []
         try:
+            # What is touched from here on may differ from the fingerprints for good reason.
+            touched, self._applier.touched = self._applier.touched, set()
+            fingerprints = await self._dataplane.fingerprints()
             there = dict(await self._dataplane.dump_keys())
             picture = self._applier.picture
             for key in [k for k in picture.servers if k not in there]:
                 picture.put_server(key, None)
-            interesting = [k for k in there if k in self._planner.desired.virtual_servers or picture.owns(k)]
-            for portion in _portions(interesting, AUDIT_PORTION):
+            known, self._fingerprints = self._fingerprints, fingerprints
+            suspects = [
+                key
+                for key, config in there.items()
+                if (key in self._planner.desired.virtual_servers or picture.owns(key))
+                and (
+                    key in touched
+                    or known.get(key) != fingerprints.get(key)
+                    or key not in picture.servers
+                    or picture.servers[key].config != config
+                )
+            ]
+            for portion in _portions(suspects, AUDIT_PORTION):
                 for key in portion:
                     try:
                         picture.put_server(key, await self._dataplane.dump_real_servers(key))
@@ -558,6 +588,8 @@ class Reconciler:
 
     def _plan_audit(self) -> None:
         interval_s = self._config.additions.audit_interval_s
+        if interval_s is None:
+            interval_s = max(self._config.ipvs.sync_period_s, self._audit_cost_s / AUDIT_SHARE)
         self._audit_at_s = self._clock.monotonic() + interval_s if interval_s else None
 
     def _conclude(self, failures: list[DataplaneError], seconds: float | None) -> None:

@@ -53,6 +53,9 @@ class Clock:
     def time(self) -> float:
         return time.time() + self.ahead_s
 
+    def process_time(self) -> float:
+        return time.process_time()
+
 
 class World:
     """A node: cluster objects in, fake kernel out. Survives restarts of the proxy: the kernel and the objects stay."""

@@ -154,6 +154,14 @@ class FakeDataPlane:
         self.calls.append("dump_real_servers")
         return _copy(self._server(key))
 
+    async def fingerprints(self) -> dict[VirtualServerKey, int]:
+        """Hashes."""
+        self.calls.append("fingerprints")
+        return {
+            key: hash((s.config.scheduler, s.config.persistence_s, *((k, r.config) for k, r in s.real_servers.items())))
+            for key, s in self.virtual_servers.items()
+        }
+
     async def dump_vips(self) -> dict[str, str]:
         """A copy."""
         self.calls.append("dump_vips")

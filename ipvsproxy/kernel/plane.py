@@ -30,6 +30,7 @@ from ipvsproxy.kernel.ipvs import GENL_OPS, GenlOp, Ipvs, open_ipvs
 from ipvsproxy.kernel.monitor import Monitor
 from ipvsproxy.kernel.netlink import Failure
 from ipvsproxy.kernel.nft import Nft
+from ipvsproxy.kernel.procfs import FILE, fingerprints
 from ipvsproxy.kernel.setelements import SetElements
 from ipvsproxy.model import (
     ActualVirtualServer,
@@ -144,6 +145,13 @@ class KernelDataPlane:
         """One virtual server with its real servers."""
         service = await self._reader.service(key)
         return ActualVirtualServer(service.config, await self._reader.dests(key), service.traffic)
+
+    async def fingerprints(self) -> dict[VirtualServerKey, int]:
+        """Numbers that change with what virtual servers hold."""
+        try:
+            return await fingerprints()
+        except OSError as error:
+            raise error_for(None, error.errno or errno.EIO, f"{FILE}: {error.strerror}") from error
 
     async def dump_vips(self) -> dict[str, str]:
         """Addresses with a local route of ours, and its source."""

@@ -238,6 +238,34 @@ async def connections_tell_none_from_missing(plane: DataPlane) -> None:
 
 
 @case
+async def a_fingerprint_changes_with_what_it_stands_for(plane: DataPlane) -> None:
+    mark = VirtualServerKey(4, None, "", 0, 0x69000001)
+    servers = (WEB, DNS6, mark)
+    await plane.apply([AddVirtualServer(key, PLAIN) for key in servers])
+    await plane.apply([AddRealServer(WEB, POD_A, ONE), AddRealServer(DNS6, POD6, ONE), AddRealServer(mark, POD_A, ONE)])
+    before = await plane.fingerprints()
+    assert set(servers) <= set(before)
+    assert GHOST not in before
+    assert await plane.fingerprints() == before
+    for change in (
+        EditRealServer(WEB, POD_A, RealServerConfig(0)),
+        AddRealServer(WEB, POD_B, ONE),
+        EditVirtualServer(WEB, VirtualServerConfig(Scheduler.SH)),
+        EditVirtualServer(WEB, VirtualServerConfig(Scheduler.SH, persistence_s=600)),
+        DeleteRealServer(WEB, POD_B),
+    ):
+        await plane.apply([change])
+        after = await plane.fingerprints()
+        assert after[WEB] != before[WEB], change
+        assert (after[DNS6], after[mark]) == (before[DNS6], before[mark])
+        before = after
+    await plane.apply([DeleteVirtualServer(WEB), EditRealServer(mark, POD_A, RealServerConfig(7))])
+    after = await plane.fingerprints()
+    assert WEB not in after
+    assert after[mark] != before[mark]
+
+
+@case
 async def an_empty_list_is_done(plane: DataPlane) -> None:
     assert await plane.apply([]) == []
     assert await plane.dump_virtual_servers() == {}
