@@ -20,6 +20,8 @@ from dnsserver.corefile_model import Config, Key, ServerBlock
 from dnsserver.corefile_plugins import Context, Parse
 from dnsserver.corefile_syntax import Block, CorefileProblem, Directive, Invalid, Token
 
+__all__ = ["DEFAULT", "PLUGINS", "CorefileError", "CorefileProblem", "load"]
+
 DEFAULT_PORT = 53
 DEFAULT = """\
 .:53 {

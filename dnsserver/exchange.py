@@ -24,6 +24,8 @@ HEDGE_S = 0.25
 """A healthy resolver answers sooner, most of the time."""
 REPEAT_S = 1.0
 """Until the same upstream is asked again."""
+TCP_PATIENCE_S = 1.5
+"""For the whole of a reply that came truncated."""
 READ_TIMEOUT_S = 2.0
 """Silence that counts as a failure of the upstream. A reply is still taken afterwards."""
 UDP_SIZE_BYTES = 1232
@@ -156,7 +158,9 @@ class Exchange:
         self._attempts: list[Attempt] = []
         self._started = 0
         self._last: Message | None = None
-        """A reply to fall back on: truncated, or of a code that asks for another upstream."""
+        """A reply to fall back on, of a code that asks for another upstream."""
+        self._truncated: Message | None = None
+        """A reply to make do with if the whole one cannot be had over TCP."""
         self._reason = ""
         self._over = False
         self._next_timer: asyncio.TimerHandle | None = None
@@ -182,12 +186,15 @@ class Exchange:
         server = self._servers[self._started % len(self._servers)]
         self._started += 1
         self._ask(server, stream=self.asked.stream)
+        # Once all have been asked, patience: they are slow, or the name is.
+        self._schedule(HEDGE_S if self._started < len(self._servers) else REPEAT_S, self._hedge)
+        return True
+
+    def _schedule(self, wait_s: float, move: Callable[[], None]) -> None:
+        """What to do next, unless something happens first."""
         if self._next_timer is not None:
             self._next_timer.cancel()
-        # Once all have been asked, patience: they are slow, or the name is.
-        wait_s = HEDGE_S if self._started < len(self._servers) else REPEAT_S
-        self._next_timer = self.loop.call_later(wait_s, self._hedge)
-        return True
+        self._next_timer = self.loop.call_later(wait_s, move)
 
     def _ask(self, server: Server, *, stream: bool) -> None:
         attempt = Attempt(self, server, stream=stream)
@@ -220,7 +227,8 @@ class Exchange:
         server.replied(message.rcode, self.loop.time() - attempt.started_s)
         message = _as_ours(reply)
         if message.tc and not attempt.stream:
-            self._last = message
+            self._truncated = message
+            self._schedule(TCP_PATIENCE_S, self._make_do)
             self._ask(server, stream=True)
             return
         if message.rcode in self._failover or (message.rcode == Rcode.SERVFAIL and server.ailing):
@@ -244,14 +252,20 @@ class Exchange:
     def failed(self, reason: str) -> None:
         """An attempt is over without a reply."""
         self._reason = reason
-        if not self._over and not self._next() and not self._waiting():
+        if self._truncated is not None and not self._waiting():
+            self._make_do()
+        elif not self._over and not self._next() and not self._waiting():
             self._finish(Outcome(self._last, reason))
+
+    def _make_do(self) -> None:
+        """The client gets what came over UDP, and TC tells it so."""
+        self._finish(Outcome(self._truncated))
 
     def _waiting(self) -> bool:
         return any(not attempt.over for attempt in self._attempts)
 
     def _give_up(self) -> None:
-        self._finish(Outcome(self._last, self._reason or "no upstream replied in time"))
+        self._finish(Outcome(self._truncated or self._last, self._reason or "no upstream replied in time"))
 
     def _finish(self, outcome: Outcome) -> None:
         if self._over:
