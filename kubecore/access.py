@@ -168,8 +168,10 @@ def _from_kubeconfig(paths: str, context: str, server: str, environ: Mapping[str
 
     try:
         merged = KubeConfigMerger(paths).config
-    except (OSError, yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, yaml.YAMLError) as error:
         raise AccessError(f"kubeconfig {paths}: {error}") from error
+    except (TypeError, AttributeError, KeyError) as error:
+        raise AccessError(f"kubeconfig {paths}: is empty or no mapping with clusters, contexts and users") from error
     if merged is None or not isinstance(merged.value, dict):
         raise AccessError(f"kubeconfig {paths}: is empty or no mapping")
     try:

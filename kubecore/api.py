@@ -274,6 +274,10 @@ def _told(server: str) -> Iterator[None]:
         ) from error
     except aiohttp.ClientProxyConnectionError as error:
         raise ConnectionFailed(f"{server}: the proxy is not reachable: {error}") from error
+    except aiohttp.ClientConnectorError as error:
+        named = error.errno is not None and error.errno > 0  # look-up failures have numbers of their own
+        reason = os.strerror(error.errno or 0) if named else error.strerror or str(error)
+        raise ConnectionFailed(f"{server}: {reason}") from error
     except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
         raise ConnectionFailed(f"{server}: the connection broke") from error
     except aiohttp.ConnectionTimeoutError as error:

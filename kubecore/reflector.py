@@ -21,7 +21,7 @@ from kubecore.backoff import Uniform
 from kubecore.decode import Skipped
 from kubecore.model import Event, Listed
 from kubecore.store import Store
-from kubecore.watchproto import ORDERLY, Reason, Request, Verdict, Watched, WatchSession
+from kubecore.watchproto import ORDERLY, WAITS_S, Reason, Request, Verdict, Watched, WatchSession
 
 _LOG = structlog.get_logger()
 _ERROR_BODY_BYTES = 64 * 1024
@@ -65,18 +65,16 @@ class Reflector:
         watched: Iterable[Watched],
         *,
         streaming: bool = True,
-        first_wait_s: float = 0.8,
+        waits_s: tuple[float, float] = WAITS_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         uniform: Uniform = random.uniform,
     ) -> None:
-        """Nothing is sent before `run`. See WatchSession for `streaming` and `first_wait_s`."""
+        """Nothing is sent before `run`. See WatchSession for `streaming` and `waits_s`."""
         self._transport = transport
         self._clock = clock
         self._sleep = sleep
-        self._sessions = [
-            WatchSession(w, uniform=uniform, streaming=streaming, first_wait_s=first_wait_s) for w in watched
-        ]
+        self._sessions = [WatchSession(w, uniform=uniform, streaming=streaming, waits_s=waits_s) for w in watched]
 
     async def run(self, store: Store) -> None:
         """Feed `store` until cancelled; then all connections are closed."""

@@ -153,6 +153,8 @@ class _Status(msgspec.Struct):
 
 _STATUS = msgspec.json.Decoder(_Status)
 
+WAITS_S = (0.8, 30.0)
+"""Back-off as client-go's reflector has it."""
 HEALTHY_S = 5.0
 """A stream that lived so long has worked: the back-off begins anew and the next request needs no wait."""
 WATCH_SILENCE_S = 150.0
@@ -173,7 +175,7 @@ class WatchSession:
     """Follows one resource for ever: list, watch, resume, relist."""
 
     def __init__(
-        self, watched: Watched, *, uniform: Uniform, streaming: bool = True, first_wait_s: float = 0.8
+        self, watched: Watched, *, uniform: Uniform, streaming: bool = True, waits_s: tuple[float, float] = WAITS_S
     ) -> None:
         """Start with a full list.
 
@@ -181,15 +183,16 @@ class WatchSession:
             watched: what to follow.
             uniform: draws jitter; `random.uniform` outside tests.
             streaming: ask for a streaming list first; without it lists always come in pages.
-            first_wait_s: the shortest back-off; only tests shorten it.
+            waits_s: the shortest and the longest back-off; only tests shorten them.
         """
         self.watched = watched
         self.over: Verdict | None = None
         """Set when the stream itself said that this request is finished; the connection can be dropped."""
         self._uniform = uniform
-        self._backoff = Backoff(uniform, first_s=first_wait_s)
+        first_s, cap_s = waits_s
+        self._backoff = Backoff(uniform, first_s, cap_s)
         # Whoever has to grant access needs minutes; a rolled-out chart's RBAC arrives within seconds.
-        self._denied_backoff = Backoff(uniform, first_s=first_wait_s * 6, cap_s=60.0)
+        self._denied_backoff = Backoff(uniform, 6 * first_s, 2 * cap_s)
         self._streaming = streaming
         self._mode = _Mode.STREAM_LIST if streaming else _Mode.PAGES
         self._version = ""
