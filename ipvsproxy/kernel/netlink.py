@@ -18,7 +18,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from ipvsproxy.dataplane import Interrupted
@@ -95,6 +95,17 @@ def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
         found[kind & 0x3FFF] = data[start + 4 : start + length]
         start += (length + 3) & ~3
     return found
+
+
+def elements_of(raw: bytes) -> Iterator[bytes]:
+    """The content of each attribute, in order: of a list, where all have one type."""
+    start = 0
+    while start + 4 <= len(raw):
+        length, _ = _ATTRIBUTE.unpack_from(raw, start)
+        if length < 4:
+            return
+        yield raw[start + 4 : start + length]
+        start += (length + 3) & ~3
 
 
 class Netlink:

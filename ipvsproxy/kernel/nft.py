@@ -1,4 +1,4 @@
-"""Runs nft: one process a transaction or listing.
+"""Runs nft: one process a script.
 
 Knows: how nft is called, and how its complaints name what they are about. Must not know: the table's text (nftables).
 Called by plane.
@@ -12,21 +12,16 @@ import errno
 import os
 import re
 from collections.abc import Callable
-from typing import Any
-
-import msgspec
 
 from ipvsproxy.dataplane import Op, Unsupported
 from ipvsproxy.kernel.errors import error_for
 
-_LIST = ("nft", "-j", "--terse", "list", "table")
 _LOCATION = re.compile(r"^(?:\S+?:(\d+):(\d+)-(\d+): )?Error: (.*)$", re.MULTILINE)
 _COULD_NOT = "Could not process rule: "
 _ERRNO = {os.strerror(code): code for code in errno.errorcode}
 _ERRNO |= dict.fromkeys(("interval overlaps", "conflicting intervals"), errno.EEXIST)  # nft's own finding
 _QUOTE_CHARS = 120
 _REMEDY = "nft is not there: install package nftables"
-_VOLATILE = frozenset({"handle", "packets", "bytes", "elem", "metainfo"})
 
 
 class Nft:
@@ -54,17 +49,6 @@ class Nft:
         if code:
             number, detail = explain(script, complaint)
             raise error_for(op, number, detail)
-
-    async def shape(self) -> bytes | None:
-        """What the table is apart from elements and counts: equal for equal rules, sets and chains. None: no table."""
-        code, listed, complaint = await self._exec((*_LIST, self._family, self._table))
-        if not code:
-            listing: dict[str, Any] = msgspec.json.decode(listed)
-            return msgspec.json.encode([_steady(item) for item in listing["nftables"] if "metainfo" not in item])
-        number, detail = explain("", complaint)
-        if number == errno.ENOENT:
-            return None
-        raise error_for(None, number, detail)
 
     async def remove(self) -> None:
         """Delete the table; harmless if there is none."""
@@ -117,9 +101,3 @@ def explain(script: str, complaint: str) -> tuple[int, str]:
     head = " ".join(lines[line - 1].split()[:5])
     quoted = about if len(about) <= _QUOTE_CHARS else f"{about[:_QUOTE_CHARS]}…"
     return number, f"nft: {words}: {quoted!r} in `{head} …`"
-
-
-def _steady(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _steady(v) for k, v in value.items() if k not in _VOLATILE}
-    return [_steady(v) for v in value] if isinstance(value, list) else value

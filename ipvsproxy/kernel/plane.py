@@ -59,7 +59,7 @@ class KernelDataPlane:
         self._sets = SetElements(nftables.TABLE)
         self._monitor = Monitor(self._host.port_id, self._sets.port_id, nftables.TABLE)
         self._nft = Nft(nftables.FAMILY, nftables.TABLE, self._monitor.ignore_nft)
-        self._shape: bytes | None = None  # of the table as we loaded it; None: not loaded yet
+        self._rules: bytes | None = None  # of the table as we loaded it; None: not loaded yet
 
     @classmethod
     async def open(cls) -> Self:
@@ -163,10 +163,10 @@ class KernelDataPlane:
 
     async def dump_elements(self) -> set[Element] | None:
         """Every element in our table; None if it is missing, or its rules are not those we loaded."""
-        if self._shape is not None and await self._nft.shape() != self._shape:
-            return None
         for _ in range(_READS):
             with contextlib.suppress(Interrupted):
+                if self._rules is not None and await self._sets.rules() != self._rules:
+                    return None
                 return await self._sets.dump()
         raise Interrupted(None, errno.EINTR, f"the table changed during each of {_READS} reads")
 
@@ -179,9 +179,9 @@ class KernelDataPlane:
 
     async def load_table(self, script: str) -> None:
         """Make our table, and note its rules, so that `dump_elements` sees if somebody alters them."""
-        self._shape = None
+        self._rules = None
         await self._nft.run(script)
-        self._shape = await self._nft.shape()
+        self._rules = await self._sets.rules()
         await self._sets.learn()
 
     async def read_host(self) -> HostNetwork:
@@ -195,7 +195,7 @@ class KernelDataPlane:
     async def remove_table(self) -> None:
         """Delete our table."""
         await self._nft.remove()
-        self._shape = None
+        self._rules = None
 
     async def remove_device(self) -> None:
         """Delete kube-ipvs0."""

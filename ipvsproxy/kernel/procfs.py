@@ -1,7 +1,7 @@
 """Fingerprints of virtual servers from /proc/net/ip_vs: what an audit of thousands can afford.
 
 Knows: that file's text. A netlink dump of 100,000 real servers costs seconds of Python; the same as text, hashed
-without being understood, costs a tenth of one. A fingerprint says only "as before" or "not": what differs is read by netlink.
+without being understood, a tenth of one. A fingerprint says only "as before" or "not": what differs is read by netlink.
 
 Source: net/netfilter/ipvs/ip_vs_ctl.c, ip_vs_info_seq_show. It shows weights, forwarding, scheduler and persistence,
 not scheduler flags and thresholds.

@@ -17,9 +17,10 @@ from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 from ipvsproxy.dataplane import ChangeElements, NotFound
+from ipvsproxy.kernel import rules
 from ipvsproxy.kernel.addresses import pack, unpack
 from ipvsproxy.kernel.conntrack import NETLINK_NETFILTER
-from ipvsproxy.kernel.netlink import CREATE, NESTED, Failure, Netlink, attribute, attributes, message
+from ipvsproxy.kernel.netlink import CREATE, NESTED, Failure, Netlink, attribute, attributes, elements_of, message
 from ipvsproxy.model import Element
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
@@ -81,6 +82,10 @@ class SetElements:
         self._types: dict[str, SetType] = {}
         self.port_id = self._link.port_id
         """Whose changes the monitor need not tell: our own."""
+
+    async def rules(self) -> bytes | None:
+        """A digest of the table's chains, rules and sets; None if there is no such table."""
+        return await rules.digest(self._link, self._table)
 
     def close(self) -> None:
         """Close the socket."""
@@ -150,7 +155,7 @@ class SetElements:
                 batch = [
                     attributes(item)
                     for payload in payloads
-                    for item in _list(attributes(payload, 4).get(_LIST_ELEMENTS, b""))
+                    for item in elements_of(attributes(payload, 4).get(_LIST_ELEMENTS, b""))
                 ]
                 if kind.plain_interval:
                     raw += batch
@@ -317,20 +322,6 @@ def _decode_set(payload: bytes) -> SetType | None:
     (flags,) = _BE32.unpack(found[_SET_FLAGS]) if _SET_FLAGS in found else (0,)
     verdicts = _SET_DATA_TYPE in found and _BE32.unpack(found[_SET_DATA_TYPE])[0] == _DATA_IS_VERDICT
     return SetType(name, tuple(reversed(parts)), bool(flags & _INTERVAL), bool(flags & _MAP), verdicts)
-
-
-def _list(raw: bytes) -> Iterator[bytes]:
-    """Each NFTA_LIST_ELEM's content."""
-    offset = 0
-    while offset + 4 <= len(raw):
-        length = int.from_bytes(raw[offset : offset + 2], "little" if _LITTLE else "big")
-        if length < 4:
-            return
-        yield raw[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
-_LITTLE = struct.pack("=H", 1) == b"\x01\x00"
 
 
 def _decode_element(kind: SetType, item: dict[int, bytes]) -> Element:
