@@ -1,11 +1,11 @@
-"""Makes each chart's README.md and values.schema.json from the comments of its values.yaml.
+"""Makes each chart's README.md and values.schema.json from the comments of its values.yaml, and its Grafana dashboard.
 
     python -m tools.charts            writes them
     python -m tools.charts --check    exit status 1 if one is not current
 
-A value's comment is `# -- text`, continued by lines that begin with `#`. `# @schema {…}` among them adds to the JSON schema
-derived from the default: keywords of JSON Schema, or `{"$ref": "…"}` with a name from `REFERENCES`. A mapping whose members
-have comments is a section, and closed; any other mapping is a value, and open unless its schema says otherwise.
+A value's comment is `# -- text`, continued by lines that begin with `#`. `# @schema {…}` among them adds to the schema
+that follows from the default: keywords of JSON Schema, or `{"$ref": "…"}` with a name of `REFERENCES`. A mapping whose
+members have comments is a section, and closed; any other is a value, and open unless its schema says otherwise.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import yaml
 
 from ipvsproxy import configvalues
 from ipvsproxy.configfields import KUBE_PROXY_FIELDS, KUBE_PROXY_IGNORED, OUR_FIELDS, Field
+from tools import dashboards
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = tuple(ROOT / "charts" / name for name in ("ipvsproxy", "dnsserver"))
@@ -203,6 +204,7 @@ def files(chart: Path) -> dict[Path, str]:
             schema(found, f"Values of the {about['name']} chart"), indent=2, ensure_ascii=False
         )
         + "\n",
+        chart / "dashboards" / f"{about['name']}.json": dashboards.text(about["name"]),
     }
 
 
