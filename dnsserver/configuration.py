@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import structlog
 from dnsserver import corefile
 from dnsserver.corefile_model import Config
 from dnsserver.server import ListenAddress, Sockets, bind
+from kubecore import log
 from kubecore.opsserver import bind_remedy
 
 _log = structlog.get_logger()
@@ -84,6 +86,7 @@ def bind_all(wanted: Iterable[ListenAddress], *, copies: int = 1) -> list[dict[L
     bound: list[dict[ListenAddress, Sockets]] = [{} for _ in range(copies)]
     failures: dict[ListenAddress, OSError] = {}
     for address in wanted:
+        shared = is_shared(address)
         try:
             for sockets in bound:
                 sockets[address] = bind(address)
@@ -91,12 +94,34 @@ def bind_all(wanted: Iterable[ListenAddress], *, copies: int = 1) -> list[dict[L
             if address.host == "::" and error.errno in _NO_FAMILY:
                 continue
             failures[address] = error
+        else:
+            if shared:
+                _log.warning(
+                    log.DNS_LISTENER_SHARED, address=str(address), remedy="stop the other unless it is leaving"
+                )
     if failures:
         for sockets in bound:
             for pair in sockets.values():
                 pair.close()
         raise BindError(failures)
     return bound
+
+
+def is_shared(address: ListenAddress) -> bool:
+    """Whether somebody has the port already, be it for sharing.
+
+    Sharing is meant for a successor that takes over from a server about to leave. Two that both stay would each get
+    half of the queries.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
 
 
 async def next_look(config: Config, asked: asyncio.Event) -> None:

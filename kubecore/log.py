@@ -102,6 +102,7 @@ HEALTH_CHECK_STARTED = "ipvsproxy.health_check.started"
 # -- dnsserver: server, forwarder, cache
 DNS_LISTENER_OPENED = "dns.listener.opened"
 DNS_LISTENER_CLOSED = "dns.listener.closed"
+DNS_LISTENER_SHARED = "dns.listener.shared"
 DNS_QUERY_FAILED = "dns.query.failed"
 DNS_CONFIG_RELOADED = "dns.configuration.reloaded"
 DNS_CONFIG_REJECTED = "dns.configuration.rejected"

@@ -122,7 +122,8 @@ class Running:
 
     def ask(self, name: str, qtype: str = "A", *, tcp: bool = False, timeout_s: float = 3.0, **more: object) -> str:
         """Response code and the data of ANSWER, sorted: `NOERROR 10.0.0.1 10.0.0.2`."""
-        query = dns.message.make_query(name, qtype, **more)  # type: ignore[arg-type]
+        rdclass, _, rdtype = qtype.rpartition(" ")  # `CH TXT`
+        query = dns.message.make_query(name, rdtype, rdclass or "IN", **more)  # type: ignore[arg-type]
         over = dns.query.tcp if tcp else dns.query.udp
         reply = over(query, self.host, timeout=timeout_s, port=self.port)
         data = sorted(rdata.to_text() for rrset in reply.answer for rdata in rrset)
@@ -165,6 +166,19 @@ class Running:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log}")
             time.sleep(0.05)
         raise AssertionError(f"not ready:\n{self.log}")
+
+    def wait_answering(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait for any reply at all."""
+        end_s = time.monotonic() + timeout_s
+        query = dns.message.make_query("id.server", "TXT", "CH")
+        while time.monotonic() < end_s:
+            with contextlib.suppress(OSError, dns.exception.DNSException):
+                dns.query.udp(query, self.host, timeout=0.3, port=self.port)
+                return
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log}")
+            time.sleep(0.05)
+        raise AssertionError(f"no reply:\n{self.log}")
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
