@@ -120,7 +120,7 @@ class Netlink:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setblocking(False)  # noqa: FBT003
         self._socket.bind((0, 0))
-        room = enlarge_receive_buffer(self._socket, _RECEIVE_BUFFER_BYTES)
+        room = self.receive_buffer(_RECEIVE_BUFFER_BYTES)
         self._batch_messages = max(1, room // _ERROR_TRUESIZE_BYTES)
         for option in (_CAP_ACK, _EXT_ACK, *([_GET_STRICT_CHECK] if strict else ())):
             try:
@@ -136,6 +136,10 @@ class Netlink:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def receive_buffer(self, size: int) -> int:
+        """Set the room for answers; returns the bytes it got."""
+        return enlarge_receive_buffer(self._socket, size)
 
     async def submit(self, items: Sequence[T], encode: Callable[[T], bytes]) -> dict[int, Failure]:
         """Send one message an item, in order; what failed, by index.
@@ -185,12 +189,10 @@ class Netlink:
         self._socket.send(buffer)
         try:
             await self._read_errors(base, first, last, failures)
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
+        except Interrupted as error:
             self._drain()
             for lost in range(first, index):
-                failures.setdefault(lost, Failure(errno.ENOBUFS, "outcome unknown: netlink receive buffer overflowed"))
+                failures.setdefault(lost, Failure(error.errno, f"outcome unknown: {error.detail}"))
         return index
 
     async def _read_errors(self, base: int, first: int, last: int, failures: dict[int, Failure]) -> None:
@@ -227,7 +229,7 @@ class Netlink:
             failures: list[tuple[int, Failure]] = []
             while True:  # only what failed is answered, and the answers are there already
                 try:
-                    data = self._socket.recv(_RECEIVE_BYTES)
+                    data = self._receive_now()
                 except BlockingIOError:
                     break
                 for kind, flags, sequence, start, end in split(data):
@@ -312,16 +314,22 @@ class Netlink:
         return self._sequence
 
     async def _receive(self) -> bytes:
-        try:
-            return self._socket.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            pass
+        with contextlib.suppress(BlockingIOError):
+            return self._receive_now()
         try:
             return await asyncio.wait_for(
                 asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES), _TIMEOUT_S
             )
         except TimeoutError:
             raise Interrupted(None, errno.ETIMEDOUT, f"the kernel did not answer within {_TIMEOUT_S:g} s") from None
+
+    def _receive_now(self) -> bytes:
+        try:
+            return self._socket.recv(_RECEIVE_BYTES)
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                raise Interrupted(None, errno.ENOBUFS, "the netlink receive buffer overflowed") from error
+            raise
 
     def _drain(self) -> None:
         """Read away what is left of an operation that ended early; a dump under way runs to its end."""

@@ -22,6 +22,7 @@ from ipvsproxy import nftables
 from ipvsproxy.config import Config
 from ipvsproxy.dataplane import AddVirtualServer, DataplaneError, DeleteVirtualServer, Unsupported
 from ipvsproxy.kernel import sysctl
+from ipvsproxy.kernel.host import Host
 from ipvsproxy.kernel.ipvs import Ipvs, Timeouts, open_ipvs
 from ipvsproxy.kernel.nft import Nft
 from ipvsproxy.model import Scheduler, VirtualServerConfig, VirtualServerKey
@@ -81,14 +82,14 @@ async def check(config: Config) -> Findings:
 
 
 async def prepare(config: Config, findings: Findings, root: Path = Path("/proc/sys")) -> None:
-    """Write every setting that differs, and IPVS's timeouts. What is right already needs no privilege.
+    """Write every setting that differs, IPVS's timeouts, and make kube-ipvs0. What is right needs no privilege.
 
     Args:
         config: the settings wanted.
         findings: the kernel they are for.
         root: /proc/sys, or where it can be written.
 
-    Raises: SysctlError; DataplaneError.
+    Raises: SysctlError; Unsupported without dummy devices; DataplaneError.
     """
     cores = os.cpu_count() or 1
     for setting in (
@@ -105,6 +106,11 @@ async def prepare(config: Config, findings: Findings, root: Path = Path("/proc/s
             _log.info(log.IPVS_TIMEOUTS_SET, **wanted._asdict())
     finally:
         ipvs.close()
+    host = Host()
+    try:
+        await host.ensure_device()
+    finally:
+        host.close()
 
 
 def wanted_timeouts(config: Config) -> Timeouts:

@@ -174,6 +174,23 @@ def test_failures_find_their_operation(net: Net) -> None:
     assert net.host("node").call(guest_failures_in_large_batches, 3000, timeout_s=90) == list(range(2, 9000, 3))
 
 
+async def guest_overflow(count: int) -> list[str]:
+    """A receive buffer too small for the errors of one batch: what is not known is said to be unknown."""
+    ipvs = await open_ipvs()
+    ops = [DeleteVirtualServer(WEB._replace(port=port + 1)) for port in range(count)]
+    ipvs.link.receive_buffer(2304)
+    failures = await ipvs.submit(ops)
+    ipvs.link.receive_buffer(1 << 20)
+    assert sorted(failures) == list(range(count))
+    await ipvs.timeouts()  # the socket is as good as before
+    ipvs.close()
+    return sorted({errno.errorcode[failure.errno] for failure in failures.values()})
+
+
+def test_lost_answers(net: Net) -> None:
+    assert net.host("node").call(guest_overflow, 300) == ["ENOBUFS"]
+
+
 async def guest_many_real_servers(count: int) -> int:
     async with await KernelDataPlane.open() as plane:
         pods = [RealServerKey(f"10.244.{i >> 8}.{i & 255}", 80) for i in range(count)]
