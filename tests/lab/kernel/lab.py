@@ -311,7 +311,7 @@ class Lab:
         return [
             str(kernel),
             *("root=none", "rootfstype=hostfs", "rootflags=/", "rw", f"mem={memory}", f"init={init}"),
-            *("con=null", "con0=null,fd:1", f"con1=fd:{channel}", "ssl=null", "quiet", f"uml_dir={self.directory}/"),
+            *("con=null", "con0=fd:0,fd:1", f"con1=fd:{channel}", "ssl=null", "quiet", f"uml_dir={self.directory}/"),
         ]
 
     def _host_command(self, channel: int) -> list[str]:

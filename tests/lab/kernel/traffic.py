@@ -193,7 +193,9 @@ class Connection:
         try:
             if source is not None or source_port:
                 sock.bind((source or ("::" if ":" in address else "0.0.0.0"), source_port))
-            await asyncio.wait_for(_connect(sock, (address, port)), timeout_s)
+            # asyncio.timeout, for wait_for of Python 3.11 may swallow a cancellation that comes just as it ends.
+            async with asyncio.timeout(timeout_s):
+                await _connect(sock, (address, port))
         except BaseException:
             sock.close()
             raise
@@ -202,7 +204,8 @@ class Connection:
     async def ask(self, timeout_s: float) -> Outcome:
         """Sends one line and returns what came back."""
         try:
-            return await asyncio.wait_for(self._ask(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await self._ask()
         except TimeoutError:
             return TIMEOUT
         except OSError as error:
