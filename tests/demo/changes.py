@@ -1,0 +1,205 @@
+"""Steps that change the cluster while traffic flows: how fast a change arrives, and that no connection fails by it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+from tests.demo import api, objects
+from tests.demo.cluster import CLUSTER_DNS, Cluster
+from tests.demo.report import Report, milliseconds
+from tests.demo.services import VIP_CLUSTER
+from tests.lab.kernel.net import Connection, Traffic
+from tests.lab.kernel.outcomes import Answer, servers
+
+TARGET = "10.96.20.1:80"
+MOVING, NEW_ADDRESS = "moving.demo.svc.cluster.local", "10.96.20.22"
+_STREAMS = (
+    ("client", TARGET, "tcp"),
+    ("client", "10.96.20.1:9000", "udp"),
+    ("outside", "192.168.50.11:30081", "tcp"),
+    ("outside", f"{VIP_CLUSTER}:80", "tcp"),
+)
+_INTERVAL_S = 0.03
+_SETTLE_S = 0.5
+_REMEDY = "the log of the proxies, ipvsproxy-node-a.log and ipvsproxy-node-b.log, says what was applied when"
+
+
+def run(cluster: Cluster, report: Report) -> None:
+    """All changes under one continuous load."""
+    report.section("Changes while traffic flows: TCP and UDP by ClusterIP, TCP by node port and load balancer address")
+    with flowing(cluster) as streams:
+        connections = open_connections(cluster)
+        scale_up(cluster, report)
+        fail_readiness(cluster, report, connections)
+        scale_down(cluster, report)
+        move(cluster, report)
+        kill_proxy(cluster, report, connections)
+        time.sleep(_SETTLE_S)
+        alive = [name for name, connection in connections.items() if not _answers(connection, name)]
+        report.check(
+            not alive,
+            "Connections that were open all along still answer",
+            f"{len(connections)} of {len(connections)}",
+            seen=f"no answer on those to {alive}",
+            remedy=_REMEDY,
+        )
+        for connection in connections.values():
+            connection.close()
+    reports = {stream: traffic.stop() for stream, traffic in streams.items()}
+    report.table(
+        ("from", "to", "", "connections", "failed", "longest gap"),
+        [(*stream, str(r.count), str(len(r.failures)), milliseconds(r.longest_gap_s)) for stream, r in reports.items()],
+    )
+    failures = [f"{' '.join(stream)}: {failure}" for stream, r in reports.items() for failure in r.failures]
+    report.check(
+        not failures,
+        "Failed connections in all these changes",
+        f"{len(failures)} of {sum(r.count for r in reports.values())}",
+        seen="; ".join(failures[:5]),
+        remedy=_REMEDY,
+    )
+
+
+@contextmanager
+def flowing(cluster: Cluster) -> Iterator[dict[tuple[str, str, str], Traffic]]:
+    """New connections on every way into `web`, all the time."""
+    yield {
+        (host, target, proto): cluster.host(host).traffic(target, proto=proto, interval_s=_INTERVAL_S)
+        for host, target, proto in _STREAMS
+    }
+
+
+def open_connections(cluster: Cluster, tries: int = 12) -> dict[str, Connection]:
+    """One open connection to each pod behind `web`, through its ClusterIP."""
+    found: dict[str, Connection] = {}
+    for _ in range(tries):
+        connection = cluster.host("client").open(TARGET)
+        if isinstance(connection.first, Answer) and connection.first.server not in found:
+            found[connection.first.server] = connection
+        else:
+            connection.close()
+    return found
+
+
+def scale_up(cluster: Cluster, report: Report) -> None:
+    """A fourth pod becomes ready."""
+    (pod,) = objects.spare_pods()
+    pod["metadata"]["finalizers"] = ["demo/machine"]
+    arrived_s = cluster.call(api.scale_up, pod, TARGET)
+    report.check(
+        arrived_s < 1.0,
+        "Scale up: from the API change to the first connection at the new pod",
+        milliseconds(arrived_s),
+        seen="more than a second",
+        remedy=_REMEDY,
+    )
+    time.sleep(_SETTLE_S)
+
+
+def fail_readiness(cluster: Cluster, report: Report, connections: dict[str, Connection]) -> None:
+    """A pod's readiness probe fails, and later succeeds."""
+    last_s = cluster.call(api.make_unready, "demo", "web-2", TARGET)
+    report.check(
+        last_s < 1.0,
+        "A pod that is not ready gets no new connection after",
+        milliseconds(last_s),
+        seen="a second",
+        remedy=_REMEDY,
+    )
+    report.check(
+        _answers(connections.get("web-2"), "web-2"),
+        "Its open connection goes on",
+        seen="no answer",
+        remedy=_REMEDY,
+    )
+    cluster.call(api.set_ready, "demo", "web-2", True)
+    time.sleep(_SETTLE_S)
+    seen = servers(cluster.host("client").connect(TARGET, count=8))
+    report.check("web-2" in seen, "Ready again, it takes part again", seen=dict(seen), remedy=_REMEDY)
+
+
+def scale_down(cluster: Cluster, report: Report) -> None:
+    """The fourth pod terminates with a connection open, then is gone."""
+    connection = _open_to(cluster, "web-4")
+    cluster.call(api.delete, "Pod", "demo", "web-4")
+    time.sleep(_SETTLE_S)
+    seen = servers(cluster.host("client").connect(TARGET, count=8))
+    drained = "web-4" not in seen and _answers(connection, "web-4")
+    report.check(
+        drained,
+        "Scale down: the terminating pod keeps its open connection and gets no new one",
+        seen=f"new: {dict(seen)}; open: {connection and connection.ping()}",
+        remedy=_REMEDY,
+    )
+    if connection is not None:
+        connection.close()
+    cluster.call(api.finish, "demo", "web-4")
+    time.sleep(_SETTLE_S)
+
+
+def move(cluster: Cluster, report: Report) -> None:
+    """A Service is deleted and made anew with another ClusterIP."""
+    report.command("pod client", f"dig +short {MOVING}", cluster.dig("client", MOVING))
+    service = deepcopy(next(o for o in cluster.objects if o["kind"] == "Service" and o["metadata"]["name"] == "moving"))
+    service["spec"] |= {"clusterIP": NEW_ADDRESS, "clusterIPs": [NEW_ADDRESS]}
+    took = cluster.call(api.replace_service, service, CLUSTER_DNS, MOVING)
+    lines = cluster.dig("client", MOVING)
+    report.command("pod client", f"dig +short {MOVING}", lines)
+    report.check(
+        lines == [NEW_ADDRESS],
+        "Service deleted and made again with a new ClusterIP: the name follows",
+        f"gone after {milliseconds(took['gone_s'])}, new address after {milliseconds(took['resolved_s'])}, "
+        f"first connection after {milliseconds(took['answered_s'])}",
+        seen=lines,
+        remedy=_REMEDY,
+    )
+
+
+def kill_proxy(cluster: Cluster, report: Report, connections: dict[str, Connection]) -> None:
+    """kill -9 of a node's proxy with connections open; a change meanwhile; a new proxy."""
+    node, proxy = "node-a", cluster.proxies["node-a"]
+    proxy.kill(signal.SIGKILL)
+    proxy.wait()
+    time.sleep(_SETTLE_S)
+    dead = [name for name, connection in connections.items() if not _answers(connection, name)]
+    report.check(
+        not dead, f"ipvsproxy on {node} killed (kill -9): open connections go on", seen=f"dead: {dead}", remedy=_REMEDY
+    )
+    cluster.call(api.set_ready, "demo", "web-3", False)
+    started = time.monotonic()
+    with report.doing(f"starting ipvsproxy on {node} again"):
+        cluster.start_proxy(node)
+        cluster.await_proxy(node)
+    took_s = time.monotonic() - started
+    seen = servers(cluster.host("client").connect(TARGET, count=8))
+    dead = [name for name, connection in connections.items() if not _answers(connection, name)]
+    report.check(
+        not dead and "web-3" not in seen,
+        "Restarted: what changed meanwhile is applied, open connections go on",
+        f"{took_s:.1f} s from start to applied",
+        seen=f"dead: {dead}; new connections: {dict(seen)}",
+        remedy=_REMEDY,
+    )
+    cluster.call(api.set_ready, "demo", "web-3", True)
+    time.sleep(_SETTLE_S)
+
+
+def _open_to(cluster: Cluster, pod: str, tries: int = 12) -> Connection | None:
+    """An open connection to this pod, by trying."""
+    for _ in range(tries):
+        connection = cluster.host("client").open(TARGET)
+        if isinstance(connection.first, Answer) and connection.first.server == pod:
+            return connection
+        connection.close()
+    return None
+
+
+def _answers(connection: Connection | None, name: str) -> bool:
+    if connection is None:
+        return False
+    outcome = connection.ping()
+    return isinstance(outcome, Answer) and outcome.server == name

@@ -1,0 +1,134 @@
+"""The objects of the cluster, and where the machines go that they speak of.
+
+Knows: manifests, and that every endpoint address needs somebody who answers there. Must not know: namespaces,
+processes. Called by `cluster`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kubecore.model import Node, Pod
+from kubecore.snapshot import ClusterState
+from tests.lab.apiserver import manifests
+
+OWN = Path(__file__).parent / "manifests"
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
+ELSEWHERE = "elsewhere"
+"""The host of all addresses outside the cluster."""
+_SPARE = "scale-up.yaml"
+_DELAY = "demo/delay"
+
+Object = dict[str, Any]
+
+
+def own_objects() -> list[Object]:
+    """The demo's own cluster as it is at the beginning."""
+    return [obj for path in sorted(OWN.glob("*.yaml")) if path.name != _SPARE for obj in manifests.read(path)]
+
+
+def spare_pods() -> list[Object]:
+    """Pods that have a machine but are not in the cluster yet."""
+    return list(manifests.read(OWN / _SPARE))
+
+
+def merged(own: list[Object], further: Iterable[Object]) -> tuple[list[Object], list[str]]:
+    """The demo's own objects with `further` ones, and what of those had to give way, a line each.
+
+    The demo's nodes, API server and cluster DNS are real and cannot be described otherwise; nor can two objects have
+    one name.
+    """
+    taken = {_identity(obj) for obj in own}
+    services = {(namespace, name) for kind, namespace, name in taken if kind == "Service"}
+    result, left_out = list(own), []
+    for obj in further:
+        kind, namespace, name = _identity(obj)
+        labels = obj["metadata"].get("labels") or {}
+        service = labels.get("kubernetes.io/service-name", name) if kind == "EndpointSlice" else name
+        if (kind, namespace, name) in taken or (
+            kind in ("Endpoints", "EndpointSlice") and (namespace, service) in services
+        ):
+            left_out.append(f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}")
+        else:
+            result.append(obj)
+    return result, left_out
+
+
+def write(objects: Iterable[Object], path: Path) -> None:
+    """One manifest file with all of them."""
+    path.write_text(yaml.safe_dump_all(objects, sort_keys=False))
+
+
+def _identity(obj: Object) -> tuple[str, str, str]:
+    metadata = obj["metadata"]
+    kind = obj["kind"]
+    namespace = "" if kind in ("Node", "Namespace") else metadata.get("namespace", "default")
+    return kind, namespace, metadata["name"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One that answers at some addresses."""
+
+    name: str
+    """How it calls itself: the pod's name, or the address where no pod is known."""
+    addresses: tuple[str, ...]
+    ports: frozenset[tuple[str, int]] = frozenset()
+    """(`tcp`, 8080); what the cluster's slices send to it."""
+    host: str = ELSEWHERE
+    """The node it is on; ELSEWHERE outside the cluster."""
+    own_namespace: bool = False
+    """A pod with a namespace of its own; otherwise its addresses are the host's."""
+    serves: bool = True
+    """False: something else than a lab server runs in it."""
+    delay_s: float = 0.0
+
+
+def machines(state: ClusterState, objects: Iterable[Object]) -> list[Machine]:
+    """Everyone that must exist for the endpoints of `state` to answer: pods on their nodes, all else ELSEWHERE."""
+    ports: dict[str, set[tuple[str, int]]] = {}
+    for piece in state.slices.values():
+        for endpoint in piece.endpoints:
+            for address in endpoint.addresses:
+                numbers = ((p.protocol.value.lower(), p.port) for p in piece.ports if p.port)
+                ports.setdefault(address, set()).update(numbers)
+    delays = _delays(objects)
+    nodes = [n for n in state.nodes.values() if n.pod_cidrs]
+    found: list[Machine] = []
+    for pod in sorted(state.pods.values(), key=lambda p: p.name):
+        if pod.ips and not pod.host_network:
+            mine = frozenset(p for address in pod.ips for p in ports.pop(address, ()))
+            machine = Machine(pod.name, pod.ips, mine, serves=not _is_dns(pod), delay_s=delays.get(pod.name, 0.0))
+            found.append(_placed(machine, nodes))
+    for address in sorted(ports):
+        found.append(_placed(Machine(address, (address,), frozenset(ports[address])), nodes))
+    return found
+
+
+def _placed(machine: Machine, nodes: list[Node]) -> Machine:
+    address = ip_address(machine.addresses[0])
+    for node in nodes:
+        if str(address) in node.internal_ips:
+            return replace(machine, host=node.name)
+        if any(address in ip_network(cidr) for cidr in node.pod_cidrs):
+            return replace(machine, host=node.name, own_namespace=True)
+    return machine
+
+
+def _is_dns(pod: Pod) -> bool:
+    return pod.namespace == "kube-system" and ("k8s-app", "kube-dns") in pod.labels
+
+
+def _delays(objects: Iterable[Object]) -> dict[str, float]:
+    found = {}
+    for obj in objects:
+        text = (obj["metadata"].get("annotations") or {}).get(_DELAY)
+        if text:
+            found[obj["metadata"]["name"]] = float(str(text).removesuffix("ms")) / 1000
+    return found

@@ -1,0 +1,45 @@
+"""`make demo KEEP=1`: an interactive shell in the cluster, with `kube`, `on HOST COMMAND`, dig and curl at hand."""
+
+from __future__ import annotations
+
+import base64
+import sys
+import threading
+
+from tests.demo import objects
+from tests.demo.cluster import Cluster
+from tests.demo.report import Report
+from tests.lab.kernel.lab import ROOT
+
+_SHELL_START_S = 1.0
+
+_RC = """\
+export KUBECONFIG={kubeconfig}
+kube() {{ {python} -m tests.demo.kube "$@"; }}
+on() {{ local host=$1; shift; nsenter --net=/run/netns/{net}-"$host" "$@"; }}
+hosts() {{ ls /run/netns | sed -n 's/^{net}-//p' | xargs; }}
+PS1='pod client# '
+"""
+
+
+def run(cluster: Cluster, report: Report) -> None:
+    """Returns when the person leaves the shell."""
+    rc = cluster.directory / "rc"
+    rc.write_text(_RC.format(kubeconfig=cluster.pod_kubeconfig, python=sys.executable, net=cluster.net.name))
+    report.section("A shell in the pod `client`; exit ends the cluster")
+    spare = (objects.OWN / "scale-up.yaml").relative_to(ROOT)
+    for line in (
+        "dig web.demo.svc.cluster.local, curl http://web/      names and Services, as any pod sees them",
+        "kube get services | pods | endpointslices [NAME]      objects; kube edit, apply -f, delete change them",
+        f"kube apply -f {spare}    one more pod behind web",
+        "on node-a ipvsadm -Ln, on outside curl http://192.168.50.10:30081/    a command on another host",
+        "hosts                                                  which hosts there are",
+    ):
+        report.say(f"  {line}")
+    report.console.file.flush()
+    # The lab's shell reads no file of its own: these are its first keys.
+    keys = base64.b64encode(f". {rc}\n".encode()).decode()
+    typing = threading.Timer(_SHELL_START_S, lambda: cluster.lab.request("shell_input", data=keys))
+    typing.start()
+    cluster.host("client").shell()
+    typing.join()
