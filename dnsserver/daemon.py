@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
 from dnsserver import ops
 from dnsserver.configuration import Corefile, bind_all, next_look
@@ -191,6 +191,7 @@ class _Single:
         self._corefile = corefile
         self._config = config
         self._registry = new_registry()
+        ProcessCollector(registry=self._registry)
         self._metrics = ServerMetrics(self._registry, __version__)
         self._store = Store()
         self._registry.register(StoreCollector(self._store))

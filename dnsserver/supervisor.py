@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import structlog
+from prometheus_client import ProcessCollector
 
 from dnsserver import link, ops
 from dnsserver.configuration import Corefile, bind_all, next_look
@@ -116,6 +117,7 @@ class Supervisor:
         self._corefile = corefile
         self._config = config
         self._registry = new_registry()
+        ProcessCollector(registry=self._registry)
         self._metrics = ServerMetrics(self._registry, __version__)
         self._store = _ToldStore()
         self._registry.register(StoreCollector(self._store))

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 from aiohttp import web
+from prometheus_client import ProcessCollector
 
 from ipvsproxy.config import Bind, Config
 from ipvsproxy.dataplane import DataPlane, DataplaneError
@@ -71,6 +72,7 @@ class Daemon:
         self._client = client
         self._dataplane = dataplane
         self._registry = new_registry()
+        ProcessCollector(registry=self._registry)
         self._metrics = ProxyMetrics(self._registry, families)
         self._health = ProxyHealth(patience_s=2 * config.ipvs.sync_period_s)
         self._health.serve(families, time.time())
