@@ -13,6 +13,7 @@ Source: Weber and Seidl, "On the degree of ambiguity of finite automata" (1991),
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
@@ -23,12 +24,20 @@ MANY_REPEATS = 10
 _ALL = (1 << 256) - 1
 
 
+Ways = Mapping[int, int]
+"""Positions, and in how many ways (up to 2: more is no worse) each is come to."""
+
+
 class _Part(NamedTuple):
     """What Glushkov's construction needs of a sub-expression."""
 
-    nullable: bool
-    first: frozenset[int]
-    last: frozenset[int]
+    empty: int
+    """In how many ways (up to 2) it matches the empty text."""
+    first: Ways
+    last: Ways
+
+
+_NOTHING = _Part(1, {}, {})
 
 
 class _TooLarge(Exception):  # noqa: N818 - a signal
@@ -46,6 +55,13 @@ def is_exponential(pattern: re.Pattern[str]) -> bool:
     return automaton.ambiguous()
 
 
+def _add(to: dict[int, int], ways: Ways, factor: int) -> None:
+    """Count `ways`, each `factor` times, into `to`."""
+    if factor:
+        for position, count in ways.items():
+            to[position] = min(2, to.get(position, 0) + factor * count)
+
+
 class _Automaton:
     def __init__(self, *, ignore_case: bool) -> None:
         self._ignore_case = ignore_case
@@ -55,7 +71,7 @@ class _Automaton:
         """For each position its successors and in how many ways (up to 2) each is reached."""
 
     def build(self, tree: Any) -> _Part:
-        part = _Part(nullable=True, first=frozenset(), last=frozenset())
+        part = _NOTHING
         for op, argument in tree:
             part = self._concatenate(part, self._node(op, argument))
         return part
@@ -78,7 +94,7 @@ class _Automaton:
             case "MAX_REPEAT" | "MIN_REPEAT":
                 return self._repeat(*argument)
             case "AT":
-                return _Part(nullable=True, first=frozenset(), last=frozenset())
+                return _NOTHING
             case _:
                 raise _TooLarge
 
@@ -114,42 +130,49 @@ class _Automaton:
             raise _TooLarge
         self._letters.append(letters)
         self._follow.append({})
-        here = frozenset((len(self._letters) - 1,))
-        return _Part(nullable=False, first=here, last=here)
+        here = {len(self._letters) - 1: 1}
+        return _Part(0, here, here)
 
-    def _connect(self, before: frozenset[int], after: frozenset[int]) -> None:
-        for p in before:
-            ways = self._follow[p]
-            for q in after:
-                ways[q] = min(2, ways.get(q, 0) + 1)
+    def _connect(self, before: Ways, after: Ways) -> None:
+        for p, ways in before.items():
+            _add(self._follow[p], after, ways)
 
     def _concatenate(self, a: _Part, b: _Part) -> _Part:
         self._connect(a.last, b.first)
-        return _Part(
-            nullable=a.nullable and b.nullable,
-            first=a.first | b.first if a.nullable else a.first,
-            last=a.last | b.last if b.nullable else b.last,
-        )
+        first, last = dict(a.first), dict(b.last)
+        _add(first, b.first, a.empty)
+        _add(last, a.last, b.empty)
+        return _Part(min(2, a.empty * b.empty), first, last)
 
     def _alternatives(self, parts: list[_Part]) -> _Part:
-        return _Part(
-            nullable=any(part.nullable for part in parts),
-            first=frozenset().union(*(part.first for part in parts)),
-            last=frozenset().union(*(part.last for part in parts)),
-        )
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for part in parts:
+            _add(first, part.first, 1)
+            _add(last, part.last, 1)
+        return _Part(min(2, sum(part.empty for part in parts)), first, last)
 
     def _repeat(self, low: int, high: Any, tree: Any) -> _Part:
         if high is not _constants.MAXREPEAT and high < MANY_REPEATS:
-            whole = _Part(nullable=True, first=frozenset(), last=frozenset())
-            for index in range(int(high)):
-                part = self.build(tree)
-                whole = self._concatenate(whole, part if index < low else part._replace(nullable=True))
-            return whole
+            return self._counted(low, int(high), tree)
         part = self.build(tree)
-        if part.nullable and low >= MANY_REPEATS:
+        if part.empty and low >= MANY_REPEATS:
             raise _TooLarge
         self._connect(part.last, part.first)
-        return part._replace(nullable=part.nullable or low == 0)
+        # A last, empty round is another way to end.
+        last: dict[int, int] = {}
+        _add(last, part.last, 1 + part.empty)
+        return _Part(min(2, part.empty + (low == 0)), part.first, last)
+
+    def _counted(self, low: int, high: int, tree: Any) -> _Part:
+        """X{2,4} as XX(X(X)?)?: a repeat is left out only with all after it, so that counting is not ambiguous."""
+        optional = whole = _NOTHING
+        for _ in range(high - low):
+            part = self._concatenate(self.build(tree), optional)
+            optional = part._replace(empty=min(2, part.empty + 1))
+        for _ in range(low):
+            whole = self._concatenate(whole, self.build(tree))
+        return self._concatenate(whole, optional)
 
     def ambiguous(self) -> bool:
         """Whether some position reaches itself in two ways on the same text."""

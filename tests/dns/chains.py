@@ -94,8 +94,8 @@ def _with(query: Query, **more: object) -> Query:
 async def chain(
     directives: str, *, clock: Callable[[], float] | None = None, environment: Environment | None = None
 ) -> AsyncIterator[Ask]:
-    """A running `.:53` block with these directives, or a whole Corefile if it has blocks of its own."""
-    text = directives if ":53 {" in directives or ". {" in directives else f".:53 {{\n{directives}\n}}\n"
+    """A running `.:53` block with these directives."""
+    text = f".:53 {{\n{directives}\n}}\n"
     registry = CollectorRegistry()
     lines: list[str] = []
     env = replace(
