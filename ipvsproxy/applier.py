@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from ipvsproxy.dataplane import (
@@ -98,22 +98,16 @@ class Applier:
     async def _apply_batch(self, ops: Sequence[Op]) -> list[DataplaneError]:
         # The picture runs ahead of the kernel within a batch: each operation is taken for done, so that a real server
         # may follow its virtual server in one buffer. What then fails is read again before the next batch.
-        permitted: list[Op] = []
+        permitted = self.picture.advance(ops)
         tally: Counter[tuple[type[Op], str]] = Counter()
-        permit, note = self.picture.permit, self.picture.apply
-        for op in ops:
-            allowed = permit(op)
-            if allowed is not None:
-                note(allowed)
-                permitted.append(allowed)
-                server = getattr(allowed, "server", None) or getattr(allowed, "key", None)
-                if server is not None:
-                    self.touched.add(server)
-            else:
-                tally[type(op), "skipped"] += 1
+        for kind, times in Counter(map(type, ops)).items():
+            tally[kind, "skipped"] = times
+        for kind, times in Counter(map(type, permitted)).items():
+            tally[kind, "skipped"] -= times
+            tally[kind, "done"] = times
+        self._note_touched(permitted)
         failed: list[DataplaneError] = []
         if permitted:
-            tally.update((type(op), "done") for op in permitted)
             for op, error in await self._carry_out(permitted):
                 if isinstance(error, NotFound) and isinstance(op, _DELETES):
                     continue
@@ -130,6 +124,14 @@ class Applier:
         if self.doubtful or self.doubtful_vips or self.doubtful_elements:
             await self.reread()
         return failed
+
+    def _note_touched(self, ops: Iterable[Op]) -> None:
+        last = None
+        for op in ops:
+            server = getattr(op, "server", None) or getattr(op, "key", None)
+            if server is not None and server is not last:
+                self.touched.add(server)
+                last = server
 
     async def _carry_out(self, ops: list[Op]) -> list[tuple[Op, DataplaneError]]:
         """Those of `ops` that failed, and how."""

@@ -86,6 +86,36 @@ class Picture:
             if not self._at[key.address]:
                 del self._at[key.address]
 
+    def advance(self, ops: Iterable[Op]) -> list[Op]:
+        """What of `ops` may be done, each noted as done before the next is looked at.
+
+        The same as `permit` and `apply` for each, at half the cost for what there is most of: new real servers.
+        """
+        permitted: list[Op] = []
+        server: VirtualServerKey | None = None
+        reals: dict[RealServerKey, ActualRealServer] | None = None
+        config: RealServerConfig | None = None
+        fresh = ActualRealServer(RealServerConfig())
+        for op in ops:
+            if type(op) is AddRealServer:
+                if op.server is not server:
+                    server = op.server
+                    there = self.servers.get(server)
+                    reals = None if there is None else there.real_servers
+                if op.config is not config:
+                    config = op.config
+                    fresh = self._fresh_of(config)
+                if reals is not None and op.key not in reals:
+                    reals[op.key] = fresh
+                    permitted.append(op)
+                continue
+            server = None
+            allowed = self.permit(op)
+            if allowed is not None:
+                self.apply(allowed)
+                permitted.append(allowed)
+        return permitted
+
     def permit(self, op: Op) -> Op | None:
         """`op`, or what of it may be done now; None if its precondition does not hold or nothing is left to do.
 
@@ -190,10 +220,13 @@ class Picture:
                     del self._marks[element.value]
 
     def _set_real_server(self, server: VirtualServerKey, key: RealServerKey, config: RealServerConfig) -> None:
-        there = self._fresh.get(config)
-        if there is None:
-            there = self._fresh[config] = ActualRealServer(config)
-        self.servers[server].real_servers[key] = there
+        self.servers[server].real_servers[key] = self._fresh_of(config)
+
+    def _fresh_of(self, config: RealServerConfig) -> ActualRealServer:
+        found = self._fresh.get(config)
+        if found is None:
+            found = self._fresh[config] = ActualRealServer(config)
+        return found
 
     def _edit_server(self, key: VirtualServerKey, config: VirtualServerConfig) -> None:
         old = self.servers[key]

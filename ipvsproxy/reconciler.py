@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol as Interface
 from typing import TypeVar
@@ -238,7 +239,8 @@ class Reconciler:
         await self._store.wait_listed(Resource.SERVICES, Resource.ENDPOINT_SLICES)
         watcher = asyncio.create_task(self._watch_kernel())
         try:
-            await self._until_it_works(self._start)
+            with _without_garbage_collection():
+                await self._until_it_works(self._start)
             while True:
                 await self._wait()
                 try:
@@ -673,6 +675,22 @@ class Reconciler:
                 if piece.trigger_s >= self._started_s:
                     label = f"IPv{piece.family}"
                     self._around.metrics.programming.labels(label).observe(max(0.0, now_s - piece.trigger_s))
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Start-up makes hundreds of thousands of objects that stay: collecting in between would look at all of them again.
+
+    Afterwards what there is counts as permanent, so that later collections look at what came since.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _mark(held: set[ObjectKey], key: ObjectKey, *, present: bool) -> None:

@@ -1,0 +1,301 @@
+"""What the proxy costs on a kernel: `python -m tests.bench.bench_proxy [--json] [--rounds N]` (`make bench-proxy`).
+
+Each figure comes from a guest booted for it, for IPVS searches its trash of removed destinations for two minutes after
+a deletion. The floor is the same netlink messages, encoded beforehand (see bench_netlink). What runs in the guest is
+called guest_*. Figures are medians; machines are shared and noisy, so read ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from ipvsproxy.config import Config
+from ipvsproxy.health import ProxyHealth
+from ipvsproxy.healthserver import ServiceHealthServers
+from ipvsproxy.kernel.plane import KernelDataPlane
+from ipvsproxy.metrics import ProxyMetrics
+from ipvsproxy.model import VirtualServerKey
+from ipvsproxy.reconciler import Reconciler, Surroundings
+from ipvsproxy.site import ALL_SCHEDULERS
+from kubecore.model import EndpointSlice, Listed, ListStarted, Resource, Service, Upsert
+from kubecore.store import Store
+from tests.bench.bench_netlink import guest_floor, touch_memory
+from tests.builders import endpoint_slice, node, service
+from tests.lab.kernel.lab import Lab
+
+ENDPOINTS = 10
+CHANGES = 300
+BURST = 5000
+KUBE_PROXY_S = {1000: 13.4, 5000: 56.4, 10000: 84.6}
+"""kube-proxy v1.36 in IPVS mode on such a kernel, start to all virtual servers present (specification section 22)."""
+
+
+def a_service(number: int) -> Service:
+    return service(f"svc-{number}", f"10.96.{number >> 8}.{number & 255}", "http:80")
+
+
+def its_slice(number: int, endpoints: int = ENDPOINTS) -> EndpointSlice:
+    pods = " ".join(f"10.{128 + j}.{number >> 8}.{number & 255}@node-b" for j in range(endpoints))
+    return endpoint_slice(f"svc-{number}", pods, "http:8080")
+
+
+class Bench:
+    """A reconciler on the guest's kernel, with a store full of Services."""
+
+    def __init__(self, services: int, plane: KernelDataPlane) -> None:
+        self.store = Store()
+        for each in Resource:
+            self.store.apply(ListStarted(each))
+        self.store.apply(Upsert(node("node-a", "192.0.2.10")))
+        for number in range(services):
+            self.store.apply(Upsert(a_service(number)))
+            self.store.apply(Upsert(its_slice(number)))
+        health = ProxyHealth(60.0)
+        health.serve((4, 6), time.time())
+        self.reconciler = Reconciler(
+            store=self.store,
+            dataplane=plane,
+            config=Config(),
+            node_name="node-a",
+            schedulers=ALL_SCHEDULERS,
+            around=Surroundings(
+                metrics=ProxyMetrics(CollectorRegistry(), (4, 6)),
+                health=health,
+                report=lambda _key, _problem: None,
+                health_servers=ServiceHealthServers(lambda: True, lambda _key, _text: None),
+            ),
+            clock=time,
+        )
+        gc.collect()
+        gc.freeze()
+
+    async def start(self) -> tuple[float, float]:
+        """Complete the lists and wait for the kernel; seconds (wall, CPU with children)."""
+        task = asyncio.create_task(self.reconciler.run())
+        await asyncio.sleep(0)
+        wall_s, cpu_s = time.perf_counter(), cpu()
+        for each in Resource:
+            self.store.apply(Listed(each))
+        await self.reconciler.in_step.wait()
+        took = time.perf_counter() - wall_s, cpu() - cpu_s
+        self.task = task
+        await asyncio.sleep(1)  # the baseline of the audit, which is not part of programming
+        return took
+
+    async def change(self, number: int, endpoints: int) -> float:
+        """One endpoint change; seconds until the kernel has it."""
+        started_s = time.perf_counter()
+        self.store.apply(Upsert(its_slice(number, endpoints)))
+        self.reconciler.in_step.clear()
+        await self.reconciler.in_step.wait()
+        return time.perf_counter() - started_s
+
+    def is_changed(self, key: VirtualServerKey) -> bool:
+        """Whether a real server of `key` has gone or gets no new connections."""
+        assert self.reconciler.picture is not None
+        there = self.reconciler.picture.servers[key].real_servers
+        return len(there) < ENDPOINTS or not all(real.config.weight for real in there.values())
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of the children that ended."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def rss_mb() -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+async def guest_start(services: int) -> dict[str, float]:
+    """From LISTED to programmed: virtual servers, routes and sets."""
+    touch_memory()
+    async with await KernelDataPlane.open() as plane:
+        bench = Bench(services, plane)
+        wall_s, cpu_s = await bench.start()
+        await bench.stop()
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "rss_mb": rss_mb()}
+
+
+async def guest_changes(services: int) -> dict[str, float]:
+    """One endpoint of one Service comes and goes, many times."""
+    touch_memory()
+    async with await KernelDataPlane.open() as plane:
+        bench = Bench(services, plane)
+        await bench.start()
+        cpu_s = cpu()
+        # Each a Service of its own, so that no real server is added where one was just removed (the kernel's trash).
+        latencies = [await bench.change(n % services, ENDPOINTS - 1 - n // services) for n in range(CHANGES)]
+        cpu_s = cpu() - cpu_s
+        await bench.stop()
+    latencies.sort()
+    return {
+        "median_ms": statistics.median(latencies) * 1e3,
+        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
+        "cpu_ms": cpu_s / CHANGES * 1e3,
+    }
+
+
+async def guest_idle(services: int) -> dict[str, float]:
+    """Nothing changes; then one audit is asked for."""
+    touch_memory()
+    async with await KernelDataPlane.open() as plane:
+        bench = Bench(services, plane)
+        await bench.start()
+        bench.reconciler._audit_at_s = None
+        cpu_s = cpu()
+        await asyncio.sleep(20)
+        idle = (cpu() - cpu_s) / 20
+        pulse = asyncio.create_task(longest_gap())
+        cpu_s = cpu()
+        bench.reconciler._audit_at_s = 0.0
+        bench.reconciler._wake.set()
+        while bench.reconciler._audit_at_s == 0.0:  # noqa: ASYNC110 - the loop has no event for it
+            await asyncio.sleep(0.01)
+        audit_s = cpu() - cpu_s
+        pulse.cancel()
+        gap_s = (await asyncio.gather(pulse))[0]
+        await bench.stop()
+    every_s = max(Config().ipvs.sync_period_s, audit_s / 0.001)
+    return {
+        "idle_percent": idle * 100,
+        "audit_cpu_s": audit_s,
+        "audit_longest_stall_ms": gap_s * 1e3,
+        "with_audit_percent": (idle + audit_s / every_s) * 100,
+        "rss_mb": rss_mb(),
+    }
+
+
+async def longest_gap() -> float:
+    """Longest time in which no other task ran; polled, so the poll's own CPU is in the audit's figure."""
+    longest, last = 0.0, time.perf_counter()
+    try:
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last - 0.001), now
+    except asyncio.CancelledError:
+        return longest
+
+
+async def guest_burst(services: int) -> dict[str, float]:
+    """5,000 Services change within a second; another one changes in the midst of it."""
+    touch_memory()
+    async with await KernelDataPlane.open() as plane:
+        bench = Bench(services, plane)
+        await bench.start()
+        started_s, cpu_s = time.perf_counter(), cpu()
+        for number in range(BURST):
+            bench.store.apply(Upsert(its_slice(number, ENDPOINTS - 1)))
+            if number % 250 == 249:
+                await asyncio.sleep(0.04)
+        alone = services - 1
+        single_s = time.perf_counter()
+        bench.store.apply(Upsert(its_slice(alone, ENDPOINTS - 1)))
+        bench.reconciler.in_step.clear()
+        address = a_service(alone).cluster_ips[0]
+        key = next(k for k in bench.reconciler._planner.desired.virtual_servers if k.address == address)
+        while not bench.is_changed(key):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.001)
+        single_s = time.perf_counter() - single_s
+        await bench.reconciler.in_step.wait()
+        total_s, cpu_s = time.perf_counter() - started_s, cpu() - cpu_s
+        await bench.stop()
+    return {"single_change_ms": single_s * 1e3, "all_s": total_s, "cpu_s": cpu_s}
+
+
+def in_guest(function: Callable[[int], Any], services: int) -> dict[str, Any]:
+    """A guest function's result, in a guest booted for it alone, on a node with an uplink."""
+    with Lab.start(memory="2G") as lab, lab.net() as net:
+        net.lan("eth0", {"node": ["192.0.2.10/24"]})
+        module = "tests.bench.bench_proxy" if function.__module__ == "__main__" else function.__module__
+        result: dict[str, Any] = net.host("node").call(f"{module}:{function.__name__}", services, timeout_s=600)
+        return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="figures only, as JSON")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the cold start, floor and ours in turn")
+    options = parser.parse_args(argv)
+    report: dict[str, Any] = {"start": {}, "changes": {}}
+    for services in (1000, 10000):
+        rounds = []
+        for _ in range(options.rounds):
+            tell(f"cold start, {services} Services")
+            floor = in_guest(guest_floor, services)
+            rounds.append((sum(wall for wall, _ in floor.values()), in_guest(guest_start, services)))
+        floor_s = statistics.median(f for f, _ in rounds)
+        ours = {name: statistics.median(r[name] for _, r in rounds) for name in rounds[0][1]}
+        report["start"][services] = {
+            "floor_s": floor_s,
+            **ours,
+            "times_floor": statistics.median(r["wall_s"] / f for f, r in rounds),
+            "times_faster_than_kube_proxy": KUBE_PROXY_S[services] / ours["wall_s"],
+        }
+    for services in (100, 10000):
+        tell(f"single changes, {services} Services")
+        report["changes"][services] = in_guest(guest_changes, services)
+    small, large = report["changes"][100], report["changes"][10000]
+    report["changes"]["ratio"] = {name: large[name] / small[name] for name in ("median_ms", "cpu_ms")}
+    tell("idle and audit")
+    report["idle"] = in_guest(guest_idle, 10000)
+    tell("burst")
+    report["burst"] = in_guest(guest_burst, 10000)
+    if options.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+        return 0
+    print(f"One CPU of user-mode Linux, freshly booted for each row; {ENDPOINTS} endpoints a Service, IPv4\n")
+    for services, row in report["start"].items():
+        print(
+            f"start, {services:>6} Services     {row['wall_s']:6.2f} s, {row['cpu_s']:.2f} s CPU, {row['rss_mb']:.0f} MB"
+        )
+        print(f"  floor                   {row['floor_s']:8.2f} s, x {row['times_floor']:.1f}")
+        print(
+            f"  kube-proxy              {KUBE_PROXY_S[services]:8.2f} s, {row['times_faster_than_kube_proxy']:.0f} x slower"
+        )
+    for services, row in report["changes"].items():
+        if services == "ratio":
+            print(f"  ratio                     {row['median_ms']:.2f} in time, {row['cpu_ms']:.2f} in CPU")
+            continue
+        print(f"one endpoint at {services:>6}    {row['median_ms']:6.2f} ms median, {row['p99_ms']:.1f} ms p99")
+        print(f"                          {row['cpu_ms']:6.2f} ms CPU")
+    idle, burst = report["idle"], report["burst"]
+    print(
+        f"idle                      {idle['idle_percent']:.3f} % of a core, with audits {idle['with_audit_percent']:.3f} %"
+    )
+    print(
+        f"  an audit                {idle['audit_cpu_s']:.2f} s CPU, longest stall {idle['audit_longest_stall_ms']:.0f} ms"
+    )
+    print(f"  memory                  {idle['rss_mb']:.0f} MB")
+    print(f"burst of {BURST}             {burst['all_s']:.2f} s in all, {burst['cpu_s']:.2f} s CPU")
+    print(f"  an unrelated change     {burst['single_change_ms']:.0f} ms meanwhile")
+    return 0
+
+
+def tell(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"bench: {text} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
