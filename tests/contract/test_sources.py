@@ -219,11 +219,12 @@ async def test_additions_changes_and_deletions_arrive(ground: Ground) -> None:
     async with followed(ground.source()) as store:
         await asyncio.wait_for(store.wait_listed(Resource.SERVICES), 5)
         store.take_changes()
-        for change, expected in (
+        steps: list[tuple[Callable[[], None], dict[str, int]]] = [
             (lambda: ground.put(service("b")), {"default/a": 80, "default/b": 80}),
             (lambda: ground.put(service("b", 81)), {"default/a": 80, "default/b": 81}),
             (lambda: ground.delete(service("b")), {"default/a": 80}),
-        ):
+        ]
+        for change, expected in steps:
             change()
             await eventually(partial(_equals, services, store, expected))
             assert store.take_changes().services == {ObjectKey("default", "b")}
@@ -249,12 +250,13 @@ async def test_slices_follow_pods(ground: Ground) -> None:
         return [e.addresses[0] for piece in pieces for e in piece.endpoints]
 
     async with followed(ground.source()) as store:
-        for change, expected in (
+        steps: list[tuple[Callable[[], None], list[str]]] = [
             (lambda: ground.put(pod("p", "10.1.0.1", app="web")), ["10.1.0.1"]),
             (lambda: ground.put(pod("q", "10.1.0.2", app="web")), ["10.1.0.1", "10.1.0.2"]),
             (lambda: ground.put(pod("p", "10.1.0.1", app="other")), ["10.1.0.2"]),
             (lambda: ground.delete(pod("q", "10.1.0.2")), []),
-        ):
+        ]
+        for change, expected in steps:
             change()
             await eventually(partial(_equals, addresses, store, expected))
 
