@@ -118,7 +118,7 @@ annotations:
 {{- end }}
 {{- end }}
 {{- end }}
-{{- $found.port }}
+{{- $found.port | default "" }}
 {{- end }}
 
 {{- /* Ports of the Deployment as JSON: dns (all), health, ready, metrics. An existing Corefile is taken to use CoreDNS' ports. */ -}}
