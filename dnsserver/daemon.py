@@ -25,10 +25,10 @@ from dnsserver import ops
 from dnsserver.configuration import Corefile, bind_all, next_look
 from dnsserver.corefile import CorefileError
 from dnsserver.corefile_model import Config
+from dnsserver.counters import Counters
 from dnsserver.engine import Engine, layout, settle_memory
 from dnsserver.metrics import ServerMetrics
 from dnsserver.plugins.base import Environment
-from dnsserver.plugins.counters import Counters
 from dnsserver.server import ListenAddress
 from dnsserver.source import OpenSource, open_source, watched
 from dnsserver.warmstart import Snapshots

@@ -22,10 +22,10 @@ import structlog
 
 from dnsserver import resolvconf, rrtext
 from dnsserver.corefile_model import ForwardConfig, Upstream
+from dnsserver.counters import Counters
 from dnsserver.exchange import Asked, Attempt, Exchange, Outcome
 from dnsserver.message import Message, QType, Query, Rcode
 from dnsserver.names import from_text
-from dnsserver.plugins.counters import Counters
 from dnsserver.upstream import Pool
 from kubecore.log import (
     FORWARD_STUB_RESOLVER_REPLACED,

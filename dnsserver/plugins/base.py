@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from dnsserver import names
 from dnsserver.config import ExternalConfig, KubernetesConfig
+from dnsserver.counters import Counters
 from dnsserver.message import ExtendedError, Handler, Message, Query, Rcode
-from dnsserver.plugins.counters import Counters
 
 
 class Service(Protocol):

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from dnsserver import corefile, rrtext
 from dnsserver.chain import Chain, Router, Runtime
+from dnsserver.counters import Counters
 from dnsserver.forwarder import Health
 from dnsserver.message import Message, Query
 from dnsserver.plugins.base import Environment
-from dnsserver.plugins.counters import Counters
 from tests.dns import notation
 
 
