@@ -115,6 +115,8 @@ server:
     xfrdir: "{directory}"
     server-count: 1
     hide-version: no
+    rrl-ratelimit: 0
+    rrl-whitelist-ratelimit: 0
 remote-control:
     control-enable: no
 zone:
