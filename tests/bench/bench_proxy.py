@@ -177,7 +177,7 @@ async def guest_idle(services: int) -> dict[str, float]:
     return {
         "idle_percent": idle * 100,
         "audit_cpu_s": audit_s,
-        "audit_longest_stall_ms": gap_s * 1e3,
+        "stall_ms": gap_s * 1e3,
         "with_audit_percent": (idle + audit_s / every_s) * 100,
         "rss_mb": rss_mb(),
     }
@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "floor_s": floor_s,
             **ours,
             "times_floor": statistics.median(r["wall_s"] / f for f, r in rounds),
-            "times_faster_than_kube_proxy": KUBE_PROXY_S[services] / ours["wall_s"],
+            "of_kube_proxy": ours["wall_s"] / KUBE_PROXY_S[services],
         }
     for services in (100, 10000):
         tell(f"single changes, {services} Services")
@@ -266,29 +266,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(f"One CPU of user-mode Linux, freshly booted for each row; {ENDPOINTS} endpoints a Service, IPv4\n")
     for services, row in report["start"].items():
-        print(
-            f"start, {services:>6} Services     {row['wall_s']:6.2f} s, {row['cpu_s']:.2f} s CPU, {row['rss_mb']:.0f} MB"
-        )
-        print(f"  floor                   {row['floor_s']:8.2f} s, x {row['times_floor']:.1f}")
-        print(
-            f"  kube-proxy              {KUBE_PROXY_S[services]:8.2f} s, {row['times_faster_than_kube_proxy']:.0f} x slower"
-        )
+        row_text = "{wall_s:.2f} s, {cpu_s:.2f} s CPU, {rss_mb:.0f} MB".format(**row)
+        print(f"start, {services:>6} Services     {row_text}")
+        print("  floor                   {floor_s:.2f} s, x {times_floor:.1f}".format(**row))
+        print(f"  kube-proxy              {KUBE_PROXY_S[services]:.1f} s, x {1 / row['of_kube_proxy']:.0f}")
     for services, row in report["changes"].items():
         if services == "ratio":
-            print(f"  ratio                     {row['median_ms']:.2f} in time, {row['cpu_ms']:.2f} in CPU")
-            continue
-        print(f"one endpoint at {services:>6}    {row['median_ms']:6.2f} ms median, {row['p99_ms']:.1f} ms p99")
-        print(f"                          {row['cpu_ms']:6.2f} ms CPU")
-    idle, burst = report["idle"], report["burst"]
-    print(
-        f"idle                      {idle['idle_percent']:.3f} % of a core, with audits {idle['with_audit_percent']:.3f} %"
-    )
-    print(
-        f"  an audit                {idle['audit_cpu_s']:.2f} s CPU, longest stall {idle['audit_longest_stall_ms']:.0f} ms"
-    )
-    print(f"  memory                  {idle['rss_mb']:.0f} MB")
-    print(f"burst of {BURST}             {burst['all_s']:.2f} s in all, {burst['cpu_s']:.2f} s CPU")
-    print(f"  an unrelated change     {burst['single_change_ms']:.0f} ms meanwhile")
+            print("  ratio                   {median_ms:.2f} in time, {cpu_ms:.2f} in CPU".format(**row))
+        else:
+            text = "{median_ms:.2f} ms median, {p99_ms:.1f} ms p99, {cpu_ms:.2f} ms CPU".format(**row)
+            print(f"one endpoint at {services:>6}    {text}")
+    text = "{idle_percent:.3f} % of a core, {with_audit_percent:.3f} % with audits".format(**report["idle"])
+    print(f"idle                      {text}")
+    print("  an audit                {audit_cpu_s:.2f} s CPU, longest stall {stall_ms:.0f} ms".format(**report["idle"]))
+    print("  memory                  {rss_mb:.0f} MB".format(**report["idle"]))
+    print(f"burst of {BURST}             " + "{all_s:.2f} s in all, {cpu_s:.2f} s CPU".format(**report["burst"]))
+    print("  an unrelated change     {single_change_ms:.0f} ms meanwhile".format(**report["burst"]))
     return 0
 
 
