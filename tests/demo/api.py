@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -206,6 +207,11 @@ def replace_service(kubeconfig: str, service: Object, dns: str, name: str, timeo
     resolved = time.monotonic() - started
     _await_answer(f"{address}:{service['spec']['ports'][0]['port']}", set(), timeout_s)
     return {"gone_s": gone, "resolved_s": resolved, "answered_s": time.monotonic() - started}
+
+
+def until_answered(kubeconfig: str, target: str, servers: Sequence[str] = (), timeout_s: float = 10.0) -> None:
+    """Returns when somebody (one of `servers`) answers at `target`. Raises TimeoutError."""
+    _await_answer(target, set(servers), timeout_s)
 
 
 def ask(target: str, timeout_s: float = 2.0) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 
 from tests.demo import api, objects
 from tests.demo.cluster import CLUSTER_DNS, Cluster
 from tests.demo.report import Report, milliseconds
 from tests.demo.services import VIP_CLUSTER
-from tests.lab.kernel.net import Connection, Traffic
+from tests.lab.kernel.net import Connection
 from tests.lab.kernel.outcomes import Answer, servers
 
 TARGET = "10.96.20.1:80"
@@ -31,13 +30,25 @@ _REMEDY = "the log of the proxies, ipvsproxy-node-a.log and ipvsproxy-node-b.log
 def run(cluster: Cluster, report: Report) -> None:
     """All changes under one continuous load."""
     report.section("Changes while traffic flows: TCP and UDP by ClusterIP, TCP by node port and load balancer address")
-    with flowing(cluster) as streams:
+    streams = {
+        (host, target, proto): cluster.host(host).traffic(target, proto=proto, interval_s=_INTERVAL_S)
+        for host, target, proto in _STREAMS
+    }
+    started = time.monotonic()
+    begins: list[tuple[float, str]] = []
+    try:
         connections = open_connections(cluster)
-        scale_up(cluster, report)
-        fail_readiness(cluster, report, connections)
-        scale_down(cluster, report)
-        move(cluster, report)
-        kill_proxy(cluster, report, connections)
+        steps: dict[str, Callable[[], None]] = {
+            "scale up": lambda: scale_up(cluster, report),
+            "readiness": lambda: fail_readiness(cluster, report, connections),
+            "scale down": lambda: scale_down(cluster, report),
+            "new ClusterIP": lambda: move(cluster, report),
+            "kill -9": lambda: kill_proxy(cluster, report, connections),
+        }
+        for name, step in steps.items():
+            begins.append((time.monotonic() - started, name))
+            step()
+        begins.append((time.monotonic() - started, "after all"))
         time.sleep(_SETTLE_S)
         alive = [name for name, connection in connections.items() if not _answers(connection, name)]
         report.check(
@@ -49,12 +60,17 @@ def run(cluster: Cluster, report: Report) -> None:
         )
         for connection in connections.values():
             connection.close()
-    reports = {stream: traffic.stop() for stream, traffic in streams.items()}
+    finally:
+        reports = {stream: traffic.stop() for stream, traffic in streams.items()}
     report.table(
         ("from", "to", "", "connections", "failed", "longest gap"),
         [(*stream, str(r.count), str(len(r.failures)), milliseconds(r.longest_gap_s)) for stream, r in reports.items()],
     )
-    failures = [f"{' '.join(stream)}: {failure}" for stream, r in reports.items() for failure in r.failures]
+    failures = [
+        f"{' '.join(stream)}: {what} at {at_s:.2f} s ({_during(begins, at_s)})"
+        for stream, r in reports.items()
+        for at_s, what in r.failures
+    ]
     report.check(
         not failures,
         "Failed connections in all these changes",
@@ -62,15 +78,6 @@ def run(cluster: Cluster, report: Report) -> None:
         seen="; ".join(failures[:5]),
         remedy=_REMEDY,
     )
-
-
-@contextmanager
-def flowing(cluster: Cluster) -> Iterator[dict[tuple[str, str, str], Traffic]]:
-    """New connections on every way into `web`, all the time."""
-    yield {
-        (host, target, proto): cluster.host(host).traffic(target, proto=proto, interval_s=_INTERVAL_S)
-        for host, target, proto in _STREAMS
-    }
 
 
 def open_connections(cluster: Cluster, tries: int = 12) -> dict[str, Connection]:
@@ -203,3 +210,7 @@ def _answers(connection: Connection | None, name: str) -> bool:
         return False
     outcome = connection.ping()
     return isinstance(outcome, Answer) and outcome.server == name
+
+
+def _during(begins: list[tuple[float, str]], at_s: float) -> str:
+    return ([name for begin_s, name in begins if begin_s <= at_s] or ["before all"])[-1]

@@ -31,8 +31,8 @@ CONTROL, UPSTREAM = "192.168.50.5", "192.168.50.53"
 OUTSIDE = {4: "192.168.50.77", 6: "fd00:50::77"}
 CLUSTER_DNS = "10.96.0.10"
 POD_CIDRS = "10.244.0.0/16,fd00:10:244::/48"
-VIPS = "203.0.113.0/24"
-"""Addresses of load balancers; a router on the LAN would send them to the nodes, as our outside client does."""
+VIPS = {"203.0.113.0/24": "192.168.50.10", "2001:db8::/64": "fd00:50::10", "192.168.50.200": "192.168.50.11"}
+"""Addresses of load balancers, and to which node our outside client sends them, as a router on the LAN would."""
 _LAN = {
     "control": [f"{CONTROL}/24", "fd00:50::5/64"],
     "upstream": [f"{UPSTREAM}/24", "fd00:50::53/64"],
@@ -170,7 +170,7 @@ class Cluster:
             gateway = "fd00:50::60" if ":" in address else "192.168.50.60"
             for node in _NODES:
                 routes[node].append(f"route add {_single(address)} via {gateway}")
-        routes["outside"] += [f"route add {VIPS} via 192.168.50.10", "route add 192.168.50.200 via 192.168.50.11"]
+        routes["outside"] += [f"route add {vip} via {via}" for vip, via in VIPS.items()]
         for name, lines in routes.items():
             self.host(name).ip(lines)
         for machine in self.machines:
