@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import structlog
 
 from dnsserver import encode, names, tcp, udp, wire
 from dnsserver.answer import prepare
-from dnsserver.cache import Entry, Kind
+from dnsserver.cache import Kind
 from dnsserver.chain import Chain, Match, Router
 from dnsserver.hotpath import Cell, Fast, HotPath, Lasting
 from dnsserver.message import ExtendedError, Message, Prepared, QType, Query, Question, Rcode, Transport
@@ -387,16 +387,12 @@ class Server:
         for cell, (chain, kind, counted) in self._cache_cells.items():
             fresh = cell.hits - counted[0]
             if chain.cache is not None and fresh > 0:
-                chain.cache.count_hits(cast("Entry", _OfKind(kind)), fresh)  # it reads the kind alone
+                chain.cache.count_hits(kind, fresh)
                 counted[0] = cell.hits
 
 
 _NEVER_FAST = frozenset({QType.DS, QType.ANY, QType.AXFR, QType.IXFR, QType.OPT, QType.HINFO})
 """HINFO is what the loop plugin probes with."""
-
-
-class _OfKind(NamedTuple):
-    kind: Kind
 
 
 def _only_counts_down(chain: Chain) -> bool:
