@@ -260,7 +260,7 @@ def _check_service(service: Service, data: Mapping[str, Any]) -> Iterator[tuple[
             reason = f"{port.port}/{port.protocol.value} is taken by a port before"
             yield f"spec.ports[{i}].port", reason, "give each port its own number", Severity.ERROR
         if not port.node_port and service.type is ServiceType.NODE_PORT:
-            reason = "missing; nothing allocates one here, so that the Service has no node port"
+            reason = "missing; nothing allocates one here, so that it has no node port"
             yield f"spec.ports[{i}].nodePort", reason, "write one of 30000..32767", Severity.HINT
     if service.type is ServiceType.EXTERNAL_NAME and not service.external_name:
         yield "spec.externalName", "missing", "write the name the Service stands for", Severity.ERROR
