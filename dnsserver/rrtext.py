@@ -1,7 +1,10 @@
 """Records in zone-file notation, and the names of types, classes and response codes.
 
 Knows presentation formats. Must not know messages or Kubernetes. Called by the Corefile parser,
-`template`, logs and tests.
+`template`, `query`, logs and tests; never for a query that is merely answered.
+
+dnslib reads and writes the data of most types. Those made of names, strings and addresses are ours: dnslib splits a
+label at an escaped dot, leaves escapes within strings as they are, and takes `1::2::3` for an address.
 
 Source: RFC 1035 §5.1, RFC 3597 (unknown types), RFC 3596, RFC 2782, RFC 8659 (CAA); the IANA registries for mnemonics.
 """
@@ -12,6 +15,9 @@ import difflib
 import ipaddress
 import struct
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import dnslib
 
 from dnsserver import names
 from dnsserver.message import RR
@@ -162,7 +168,10 @@ def rdata_from_text(rtype: int, words: Sequence[tuple[str, bool]]) -> bytes:
         return _generic(texts[1:])
     parser = _PARSERS.get(rtype)
     if parser is None:
-        raise ValueError(f"data of type {type_name(rtype)} must be written as \\# LENGTH HEX (RFC 3597)")
+        kind = dnslib.RDMAP.get(type_name(rtype))
+        if kind is None:
+            raise ValueError(f"data of type {type_name(rtype)} must be written as \\# LENGTH HEX (RFC 3597)")
+        return _by_dnslib(kind, rtype, texts)
     try:
         return parser(texts)
     except (struct.error, IndexError, OverflowError):
@@ -205,6 +214,30 @@ def _string(text: str) -> bytes:
     return bytes((len(data),)) + data
 
 
+class _Uncompressed(dict[Any, Any]):
+    """A table of names that never has one: within a record's data nothing is to point elsewhere."""
+
+    def __contains__(self, _: object) -> bool:
+        return False
+
+
+def _by_dnslib(kind: Any, rtype: int, texts: Sequence[str]) -> bytes:
+    counted = _FIELDS.get(type_name(rtype))
+    if counted is not None:
+        _exactly(texts, counted)
+    buffer = dnslib.DNSBuffer()
+    buffer.names = _Uncompressed()
+    try:
+        kind.fromZone(list(texts)).pack(buffer)
+    except (dnslib.DNSError, ValueError, IndexError, TypeError, AttributeError, struct.error):
+        raise ValueError(f"{' '.join(texts)!r} does not fit type {type_name(rtype)}") from None
+    return bytes(buffer.data)
+
+
+_FIELDS = {"CAA": 3, "DS": 4, "NAPTR": 6, "RP": 2, "SSHFP": 3, "TLSA": 4}
+"""How many words the data of a type has, where that is fixed: dnslib ignores what is too much."""
+
+
 def _a(texts: Sequence[str]) -> bytes:
     return ipaddress.IPv4Address(_exactly(texts, 1)[0]).packed
 
@@ -242,11 +275,6 @@ def _hinfo(texts: Sequence[str]) -> bytes:
     return b"".join(map(_string, _exactly(texts, 2)))
 
 
-def _caa(texts: Sequence[str]) -> bytes:
-    flags, tag, value = _exactly(texts, 3)
-    return bytes((int(flags),)) + _string(tag) + value.encode()
-
-
 _PARSERS: dict[int, Callable[[Sequence[str]], bytes]] = {
     TYPES["A"]: _a,
     TYPES["AAAA"]: _aaaa,
@@ -260,7 +288,6 @@ _PARSERS: dict[int, Callable[[Sequence[str]], bytes]] = {
     TYPES["TXT"]: _txt,
     TYPES["SPF"]: _txt,
     TYPES["HINFO"]: _hinfo,
-    TYPES["CAA"]: _caa,
 }
 
 
@@ -282,6 +309,14 @@ def rdata_to_text(rtype: int, rdata: bytes) -> str:
         try:
             return formatter(rdata)
         except (IndexError, ValueError, struct.error):
+            pass
+    elif (kind := dnslib.RDMAP.get(type_name(rtype))) is not None:
+        try:
+            buffer = dnslib.DNSBuffer(rdata)
+            text = repr(kind.parse(buffer, len(rdata)))
+            if not buffer.remaining():
+                return text
+        except (dnslib.DNSError, IndexError, ValueError, struct.error):
             pass
     return f"\\# {len(rdata)} {rdata.hex()}".rstrip()
 
@@ -336,11 +371,6 @@ def _srv_text(data: bytes) -> str:
     return " ".join((*map(str, struct.unpack_from("!HHH", data)), _name_text(data[6:])))
 
 
-def _caa_text(data: bytes) -> str:
-    end = 2 + data[1]
-    return f"{data[0]} {data[2:end].decode('ascii')} {_quoted(data[end:])}"
-
-
 _FORMATTERS: dict[int, Callable[[bytes], str]] = {
     TYPES["A"]: lambda data: str(ipaddress.IPv4Address(data)),
     TYPES["AAAA"]: lambda data: str(ipaddress.IPv6Address(data)),
@@ -354,5 +384,4 @@ _FORMATTERS: dict[int, Callable[[bytes], str]] = {
     TYPES["TXT"]: _strings_text,
     TYPES["SPF"]: _strings_text,
     TYPES["HINFO"]: _strings_text,
-    TYPES["CAA"]: _caa_text,
 }
