@@ -35,6 +35,8 @@ SERVICES_A_SLICE = 8
 """Changed Services taken in before the event loop gets its turn. One of 1,000 endpoints takes about a millisecond."""
 DENIALS_KEPT_S = 0.25
 """Denials show the zone's serial; while changes keep coming, it may lag by this much."""
+PATIENT_QUERIES = 1000
+"""Queries that may wait for the first lists; more fail at once, so that other zones keep their share of the server."""
 WILDCARDS = ("0.0.0.0", "::")
 _RETIRE_S = 10.0
 """After this time nothing can still be in an old chain."""
@@ -89,6 +91,7 @@ class Engine:
         self._pods = _PodIndex()
         self._building = _Running(Config(blocks=()))
         self._patient_until_s = 0.0
+        self._waiting = 0
         self._synced = asyncio.Event()
         self._clock = clock
         self._running = _Running(Config(blocks=()))
@@ -191,10 +194,14 @@ class Engine:
         zone = self._building.zones[config]
 
         async def patient(query: Query) -> Message | None:
-            if not zone.synced and zone.cut(query.question.lower) is not None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(self._patient_until_s):
-                        await self._synced.wait()
+            if not zone.synced and self._waiting < PATIENT_QUERIES and zone.cut(query.question.lower) is not None:
+                self._waiting += 1
+                try:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout_at(self._patient_until_s):
+                            await self._synced.wait()
+                finally:
+                    self._waiting -= 1
             return await link(query)
 
         return patient

@@ -11,6 +11,7 @@ import os
 import struct
 import subprocess
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,24 @@ def generate(
 
 
 def on_cpu(cpu: int | None) -> list[str]:
-    """What to put in front of a command to keep it on a processor, ahead of whatever else runs on the machine."""
-    ahead = ["nice", "-n", "-15"] if os.geteuid() == 0 else []
-    return [*ahead, "taskset", "-c", str(cpu)] if cpu is not None and (os.cpu_count() or 1) > 1 else []
+    """What to put in front of a command to keep it on a processor, and ahead of whatever else runs on the machine.
+
+    Real-time priority where it may be had: niceness does not reach beyond a session (sched(7), autogroup).
+    """
+    if cpu is None or (os.cpu_count() or 1) < 2:
+        return []
+    return [*ahead(), "taskset", "-c", str(cpu)]
+
+
+@cache
+def ahead() -> tuple[str, ...]:
+    """What gives a command priority; empty where that is not allowed."""
+    command = ("chrt", "-r", "1")
+    try:
+        allowed = subprocess.run([*command, "true"], check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    return command if allowed else ()
 
 
 # -- what a process costs

@@ -59,9 +59,9 @@ def zone_figures() -> dict[str, float]:
     for name, services in (("change_small_us", SERVICES // 10), ("change_us", SERVICES)):
         state = _cluster(services)
         changes = state.take_changes()
-        began = time.perf_counter()
+        began = time.process_time()  # the time it takes where nobody else wants the processor
         zone = Zone(_CONFIG)
         zone.apply(state, changes, 1.0)
-        figures["build_s"] = time.perf_counter() - began
+        figures["build_s"] = time.process_time() - began
         figures[name] = _change_us(state, zone, services)
     return figures
