@@ -8,7 +8,7 @@ from dnsserver import rrtext
 
 THERE_AND_BACK = [
     "x. 5 IN A 1.2.3.4",
-    "x. 5 IN AAAA ::ffff:1.2.3.4",
+    "x. 5 IN AAAA 2001:db8::1",
     r"a\.b.x. 5 IN CNAME c\.d.y.",
     'x. 5 IN TXT "say \\"hi\\"" "\\200"',
     "x. 5 IN SOA ns.x. hostmaster.x. 1 7200 1800 86400 5",
