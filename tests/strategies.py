@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from kubecore.model import (
@@ -24,6 +25,9 @@ from kubecore.model import (
     TrafficPolicy,
     Upsert,
 )
+
+steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Decorator for property tests: the verdict must not depend on how busy the machine is."""
 
 namespaces = st.sampled_from(["default", "kube-system"])
 names = st.sampled_from(["web", "db", "dns"])

@@ -10,7 +10,7 @@ from kubecore.manifestfile import Entry, FileContent, Ident
 from kubecore.model import Endpoints, EndpointsSubset, KubeObject, Resource
 from kubecore.selectors import Selection, parse_selection
 from kubecore.snapshot import ClusterState
-from tests.strategies import endpoint_slices, endpoints, ipv4, names, namespaces, nodes, pods, services
+from tests.strategies import endpoint_slices, endpoints, ipv4, names, namespaces, nodes, pods, services, steady
 
 _legacy = st.builds(
     Endpoints,
@@ -49,6 +49,7 @@ _wanted = st.sampled_from(
 )
 
 
+@steady
 @given(_wanted, st.lists(_updates, max_size=6))
 def test_step_by_step_equals_at_once(
     wanted: dict[Resource, Selection], history: list[dict[str, FileContent | None]]
@@ -69,6 +70,7 @@ def test_step_by_step_equals_at_once(
     assert state == fresh
 
 
+@steady
 @given(_updates, _updates)
 def test_the_same_contents_again_change_nothing(
     first: dict[str, FileContent | None], second: dict[str, FileContent | None]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kubecore.model import RESOURCE_OF, Delete, Event, KubeObject, Listed, ListStarted, ObjectKey, Resource, Upsert
 from kubecore.snapshot import ClusterState
-from tests.strategies import changes, kube_objects
+from tests.strategies import changes, kube_objects, steady
 
 _Identity = tuple[Resource, ObjectKey]
 
@@ -38,6 +38,7 @@ def _relist(objects: Iterable[KubeObject]) -> list[Event]:
     return events + [Listed(r) for r in Resource]
 
 
+@steady
 @given(st.lists(changes(), max_size=30), st.lists(kube_objects(), max_size=5))
 def test_history_equals_relist(history: list[Event], stale: list[KubeObject]) -> None:
     watched = _apply(ClusterState(), history)
@@ -51,6 +52,7 @@ def test_history_equals_relist(history: list[Event], stale: list[KubeObject]) ->
         }
 
 
+@steady
 @given(st.lists(changes(), max_size=20), st.randoms(use_true_random=False))
 def test_order_between_objects_is_free(history: list[Event], rng: object) -> None:
     by_object: dict[_Identity, list[Event]] = {}
@@ -79,6 +81,7 @@ def _identities(events: Iterable[Event]) -> set[_Identity]:
     return found
 
 
+@steady
 @given(st.lists(changes(), max_size=20), st.lists(changes(), max_size=20))
 def test_an_undone_change_vanishes(past: list[Event], excursion: list[Event]) -> None:
     state = _apply(ClusterState(), past)
@@ -92,6 +95,7 @@ def test_an_undone_change_vanishes(past: list[Event], excursion: list[Event]) ->
     assert state == _apply(ClusterState(), past)
 
 
+@steady
 @given(st.lists(changes(), max_size=20), st.lists(changes(), max_size=20))
 def test_changes_name_exactly_the_services_that_differ(past: list[Event], news: list[Event]) -> None:
     state = _apply(ClusterState(), past)

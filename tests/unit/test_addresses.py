@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubecore.addresses import canonical_cidr, canonical_ip, family_of
+from tests.strategies import steady
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_cidr(text: str, canonical: str | None) -> None:
     assert canonical_cidr(text) == canonical
 
 
+@steady
 @given(st.ip_addresses())
 def test_equal_addresses_are_equal_strings(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     if address.version == 6 and address.ipv4_mapped:
@@ -63,6 +65,7 @@ def test_equal_addresses_are_equal_strings(address: ipaddress.IPv4Address | ipad
     assert family_of(str(address)) == address.version
 
 
+@steady
 @given(st.text(max_size=40))
 def test_any_text_is_an_address_or_none(text: str) -> None:
     for canonical in (canonical_ip(text), canonical_cidr(text)):

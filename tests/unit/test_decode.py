@@ -40,6 +40,7 @@ from kubecore.model import (
     TrafficPolicy,
 )
 from tests.builders import endpoint_text, slice_line
+from tests.strategies import steady
 
 _KINDS = {
     Resource.SERVICES: Service,
@@ -413,6 +414,7 @@ _json = st.recursive(
 )
 
 
+@steady
 @given(st.sampled_from(Resource), _json)
 def test_any_json_is_an_object_or_skipped_with_a_reason(resource: Resource, data: Any) -> None:
     named = {**data, "metadata": {"name": "a", "namespace": "ns"}} if isinstance(data, dict) else data
@@ -428,6 +430,7 @@ def test_any_json_is_an_object_or_skipped_with_a_reason(resource: Resource, data
         assert [again.object] == page.items or not page.items
 
 
+@steady
 @given(st.sampled_from(Resource), st.binary(max_size=60))
 def test_any_bytes_are_a_watch_item_or_malformed(resource: Resource, line: bytes) -> None:
     for decode in (decode_watch_line, decode_list_page):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kubecore.endpoints import merge_slices
 from kubecore.model import EndpointSlice
 from tests.builders import endpoint_slice
-from tests.strategies import endpoint_slices
+from tests.strategies import endpoint_slices, steady
 
 
 def _merged(*slices: EndpointSlice) -> list[str]:
@@ -86,6 +86,7 @@ def test_merge(slices: list[EndpointSlice], merged: list[str]) -> None:
     assert _merged(*slices) == merged
 
 
+@steady
 @given(st.lists(endpoint_slices(), max_size=4))
 def test_every_endpoint_once_and_nothing_invented(slices: list[EndpointSlice]) -> None:
     said = {

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubecore.manifest import MAX_BYTES, ManifestError, field_text, parse_documents, parse_field
+from tests.strategies import steady
 
 
 def _value(text: str) -> Any:
@@ -160,6 +161,7 @@ def test_field_notation(path: tuple[str | int, ...], text: str) -> None:
     assert parse_field(text) == path
 
 
+@steady
 @given(st.text(max_size=60) | st.text(alphabet="ab:-[]{}&*!|> \n\t'\"#,?0.", max_size=40) | st.binary(max_size=40))
 def test_any_text_is_documents_or_an_error_naming_the_file(text: str | bytes) -> None:
     for name in ("f.yaml", "f.json"):
@@ -175,6 +177,7 @@ def test_any_text_is_documents_or_an_error_naming_the_file(text: str | bytes) ->
 _plain = st.none() | st.booleans() | st.integers() | st.text()
 
 
+@steady
 @given(st.recursive(_plain, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_values_survive(value: Any) -> None:
     documents = parse_documents(json.dumps(value), "f.json")
