@@ -84,7 +84,7 @@ _RULES = """
     ip6 daddr @vip6 goto stray
   }}
   chain stray {{
-    meta l4proto {{ icmp, ipv6-icmp }} accept
+    meta l4proto {{ icmp, icmpv6 }} accept
     tcp dport @health_ports accept
     ct state new meta l4proto tcp counter reject with tcp reset comment "not_a_service"
     ct state new counter reject with icmpx port-unreachable comment "not_a_service"
