@@ -15,12 +15,13 @@ from typing import NamedTuple
 import structlog
 
 from dnsserver import names
+from dnsserver.cache import Cache
 from dnsserver.corefile_model import Config, ServerBlock
 from dnsserver.message import ExtendedError, Handler, Message, Prepared, QClass, QType, Query, Rcode
 from dnsserver.plugins.acl import Acl
 from dnsserver.plugins.any import Any
 from dnsserver.plugins.autopath import Autopath
-from dnsserver.plugins.base import REFUSED, Environment, Service, end_of_chain, failure
+from dnsserver.plugins.base import REFUSED, Environment, Service, end_of_chain, failure, within
 from dnsserver.plugins.cached import Cached
 from dnsserver.plugins.chaos import Chaos
 from dnsserver.plugins.dns64 import Dns64
@@ -52,6 +53,7 @@ class Chain:
         self.plugins: tuple[str, ...] = plugin_names(block)
         self.services: list[Service] = []
         self.cache: Cached | None = None
+        self._store = Cache(block.cache) if block.cache is not None else None
         self._templates: Templates | None = None
         self._hosts: Hosts | None = None
         self._acl: Acl | None = None
@@ -76,6 +78,9 @@ class Chain:
             loop = Loop(min(block.zones, key=len), rest, env)
             self.services.append(loop)
             rest = loop
+        if block.cache is not None and self._store is not None:
+            rest = behind = Cached(block.cache, self._store, rest, env, server=self.server, serves=self._is_known_here)
+            self.services.append(behind)
         if block.kubernetes is not None:
             rest = env.kubernetes(block.kubernetes, rest)
         if block.external is not None:
@@ -93,8 +98,11 @@ class Chain:
     def _in_front(self, rest: Handler, env: Environment, resolve: Handler) -> Handler:
         """The cache and the plugins in front of it, from the last to the first."""
         block = self.block
-        if block.cache is not None:
-            self.cache = cached = Cached(block.cache, rest, env, self.server, block.zones)
+        if block.cache is not None and self._store is not None:
+            known = self._is_known_here
+            self.cache = cached = Cached(
+                block.cache, self._store, rest, env, server=self.server, serves=lambda lower: not known(lower)
+            )
             self.services.append(cached)
             rest = cached
         if block.acls:
@@ -124,6 +132,15 @@ class Chain:
         if block.cancel_s is not None:
             rest = Cancel(block.cancel_s, rest)
         return rest
+
+    def _is_known_here(self, lower: bytes) -> bool:
+        """Whether plugins behind the cache have a zone with this name, and the upstreams are asked only after them."""
+        block = self.block
+        if block.kubernetes is not None and within(lower, block.kubernetes.zones):
+            return True
+        if block.external is not None and within(lower, block.external.zones):
+            return True
+        return self._hosts is not None and self._hosts.concerns(lower)
 
     def takes_class(self, qclass: int) -> bool:
         """Whether a plugin here has something to say in a class other than IN."""
@@ -168,8 +185,13 @@ class Chain:
         return self.passes(lower, qtype, reply)
 
     def cached(self, lower: bytes, qtype: int, *, do: bool, cd: bool, now_s: float) -> Prepared | None:
-        """The cache's reply, if it may go to every client as it is until the second of `now_s` is over."""
-        if self.cache is None:
+        """The cache's reply, if it may go to every client as it is until the second of `now_s` is over.
+
+        For names that `kubernetes` does not have: the caller looks there first.
+        """
+        if self.cache is None or (self._hosts is not None and self._hosts.knows(lower)):
+            return None
+        if self.block.external is not None and within(lower, self.block.external.zones):
             return None
         reply = self.cache.prepared(lower, qtype, do=do, cd=cd, now_s=now_s)
         return reply if reply is not None and self.passes(lower, qtype, reply) else None

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from dnsserver import names
 from dnsserver.cache import MAX_STALE_FAILURE_S, Cache, Entry, Kind, State, recased
-from dnsserver.corefile_model import CacheConfig, ServeStale, Zones
+from dnsserver.corefile_model import CacheConfig, ServeStale
 from dnsserver.message import ExtendedError, Handler, Message, Prepared, QClass, Query, Rcode
 from dnsserver.plugins.base import Environment, within
 
@@ -22,22 +22,34 @@ MAX_REFRESHES = 256
 """Renewals under way behind replies; more wait for the next hit."""
 
 
-class Cached:
-    """A Handler and a Service: renewals run behind replies."""
+Serves = Callable[[bytes], bool]
+"""Whether a link of the chain is the one to look into the cache for a lower-case name."""
 
-    def __init__(self, config: CacheConfig, rest: Handler, env: Environment, server: str, block_zones: Zones) -> None:
-        self.store = Cache(config)
+
+class Cached:
+    """A Handler and a Service: renewals run behind replies.
+
+    A chain has two links with one store. Names that plugins here know about (`kubernetes`, `hosts`) are looked up
+    behind those plugins, so that a denial kept from an upstream never hides a Service that came into being meanwhile;
+    all others in front of them.
+    """
+
+    def __init__(
+        self, config: CacheConfig, store: Cache, rest: Handler, env: Environment, *, server: str, serves: Serves
+    ) -> None:
+        self.store = store
         self._config = config
+        self._serves = serves
         self._rest = rest
         self._clock = env.clock
-        zones = ",".join(names.to_text(zone) for zone in (config.zones or block_zones))
+        zones = ",".join(map(names.to_text, config.zones))
         counters = env.counters
-        where = (server, zones, "")
-        self._requests = counters.cache_requests.labels(*where)
-        self._misses = counters.cache_misses.labels(*where)
-        self._prefetches = counters.cache_prefetches.labels(*where)
-        self._drops = counters.cache_drops.labels(*where)
-        self._stale = counters.cache_stale.labels(*where)
+        labels = (server, zones, "")
+        self._requests = counters.cache_requests.labels(*labels)
+        self._misses = counters.cache_misses.labels(*labels)
+        self._prefetches = counters.cache_prefetches.labels(*labels)
+        self._drops = counters.cache_drops.labels(*labels)
+        self._stale = counters.cache_stale.labels(*labels)
         self._success_hits = counters.cache_hits.labels(server, "success", zones, "")
         self._denial_hits = counters.cache_hits.labels(server, "denial", zones, "")
         self._success_evictions = counters.cache_evictions.labels(server, "success", zones, "")
@@ -82,12 +94,13 @@ class Cached:
     async def __call__(self, query: Query) -> Message | None:
         """The reply that is kept, or the rest of the chain's, kept from now on."""
         question = query.question
-        if question.qclass != QClass.IN or not within(question.lower, self._config.zones):
+        lower = question.lower
+        if question.qclass != QClass.IN or not within(lower, self._config.zones) or not self._serves(lower):
             return await self._rest(query)
         do = query.edns is not None and query.edns.do
         now_s = self._clock()
         self._requests.inc()
-        found = self.store.find(question.lower, question.qtype, do=do, cd=query.cd, now_s=now_s)
+        found = self.store.find(lower, question.qtype, do=do, cd=query.cd, now_s=now_s)
         if found is None:
             self._misses.inc()
             return await self._ask(query)
@@ -100,7 +113,7 @@ class Cached:
         if found.state is State.PREFETCH and self._spawn(entry, self._refresh(query, entry)):
             self._prefetches.inc()
         ttl_s = entry.ttl_s if self._config.keepttl else entry.left_s(now_s)
-        return recased(entry.reply(ttl_s), question.lower, question.name)
+        return recased(entry.reply(ttl_s), lower, question.name)
 
     async def _ask(self, query: Query) -> Message | None:
         """The reply of the rest of the chain, kept if it is for keeping."""

@@ -130,6 +130,10 @@ class Hosts:
             return self._names(lower) != () or within(lower, self._config.zones)
         return within(lower, self._config.zones)
 
+    def knows(self, lower: bytes) -> bool:
+        """Whether it has records of this name."""
+        return bool(self._addresses(lower) or self._names(lower))
+
     async def __call__(self, query: Query) -> Message | None:
         """The name's records. An unknown name is the next plugin's, or SERVFAIL: there is no SOA to deny it with."""
         question = query.question

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dnsserver import rrtext
+from dnsserver import records, rrtext
 from dnsserver.cache import MAX_BYTES, Cache, Kind, kind_of, ttl_of
 from dnsserver.corefile_model import CacheConfig, CacheLimits, Prefetch, ServeStale
 from dnsserver.encode import encode
-from dnsserver.message import RR, Message, Prepared, Question
+from dnsserver.message import RR, Handler, Message, Prepared, Query, Question
+from dnsserver.plugins.base import Environment
 from tests.dns import notation
 from tests.dns.chains import Ask, chain
 from tests.dns.notation import question
-from tests.dns.peers import Behaviour, Misbehaving, failing, honest, misbehaving
+from tests.dns.peers import Behaviour, Misbehaving, failing, honest, misbehaving, reply_to
 
 SOA = "test. 300 IN SOA ns.test. root.test. 1 7200 1800 86400 60"
 
@@ -518,6 +519,34 @@ async def test_verify_waits_for_the_source_first_and_not_forever() -> None:
             began_s = asyncio.get_running_loop().time()
             assert (await ask("www.test. A")).ttls == [0]
             assert asyncio.get_running_loop().time() - began_s < 1
+
+
+async def test_a_kept_denial_does_not_hide_what_the_cluster_learns_later() -> None:
+    """With kubeadm's fallthrough, reverse names of the world and of the cluster share zones."""
+    known: set[bytes] = set()
+
+    def make(_config: object, rest: Handler) -> Handler:
+        async def cluster(query: Query) -> Message | None:
+            if query.question.lower in known:
+                return Message(answer=(records.ptr(query.question.name, 5, b"\x03web\0"),), cacheable=False)
+            return await rest(query)
+
+        return cluster
+
+    async with misbehaving(denying) as upstream:
+        text = f"kubernetes cluster.local in-addr.arpa\ncache 30\nforward . 127.0.0.1:{upstream.port}"
+        async with chain(text, environment=Environment(kubernetes=make)) as ask:
+            for _ in range(3):
+                assert (await ask("1.0.96.10.in-addr.arpa. PTR")).rcode == "NXDOMAIN"
+            assert len(upstream.queries) == 1, "kept"
+            known.add(question("1.0.96.10.in-addr.arpa. PTR").lower)
+            assert (await ask("1.0.96.10.in-addr.arpa. PTR")).answered == (
+                "NOERROR\n1.0.96.10.in-addr.arpa. 5 IN PTR web."
+            )
+
+
+async def denying(_server: Misbehaving, query: bytes, send: Callable[[bytes], None]) -> None:
+    send(reply_to(query, rcode="NXDOMAIN", authority=("arpa. 300 IN SOA ns. root. 1 2 3 4 60",)))
 
 
 # -- for the hot path
