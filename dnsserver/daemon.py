@@ -1,7 +1,7 @@
 """The running DNS server put together, and how it starts, reloads and stops.
 
 Knows: which part needs which, and in what order things end. Must not know how any of them works. The `run` command
-calls `run`, which serves in this process or, with several workers, in processes of their own (`supervisor`).
+calls `run`, which serves in this process; `supervisor` does the same with processes of their own.
 
 Start: sockets, operations endpoints, then the source; foreign names are answered at once, cluster names wait for the
 first lists up to `startup_timeout` and are then SERVFAIL until those arrive. End: SIGTERM makes /ready fail, answers go
@@ -163,8 +163,20 @@ def new_environment(registry: CollectorRegistry, metrics: ServerMetrics) -> Envi
     return Environment(counters=Counters(registry), panicked=panicked)
 
 
+def load(options: Options) -> tuple[Corefile, Config]:
+    """The configuration to begin with; also sets what holds for the whole process.
+
+    Raises:
+        CorefileError: with every problem.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    corefile = Corefile(options.corefile)
+    return corefile, corefile.load()
+
+
 async def run(options: Options) -> int:
-    """Serve until told to stop; the exit code.
+    """Serve in this process until told to stop; the exit code.
 
     Raises:
         CorefileError: with every problem.
@@ -172,14 +184,7 @@ async def run(options: Options) -> int:
         AccessError: there is no way to the API server.
         SourceError: the configuration names several clusters.
     """
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    corefile = Corefile(options.corefile)
-    config = corefile.load()
-    if options.workers > 1:
-        from dnsserver.supervisor import Supervisor  # noqa: PLC0415 - only then
-
-        return await Supervisor(options, corefile, config).run()
+    corefile, config = load(options)
     return await _Single(options, corefile, config).run()
 
 

@@ -35,6 +35,7 @@ from dnsserver.daemon import (
     Options,
     Signals,
     lameduck,
+    load,
     needs_new_source,
     startup_timeout_s,
     until_stopped,
@@ -59,6 +60,12 @@ SILENCE_S = 15.0
 """A worker that says nothing for this long hangs, and is replaced."""
 _UNSENT_BYTES = 256 << 20
 """A worker this far behind will not catch up."""
+
+
+async def run(options: Options) -> int:
+    """Serve by workers until told to stop; the exit code. Raises as `daemon.run`."""
+    corefile, config = load(options)
+    return await Supervisor(options, corefile, config).run()
 
 
 class _ToldStore(Store):

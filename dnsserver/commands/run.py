@@ -9,10 +9,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from dnsserver import daemon, supervisor
 from dnsserver.configuration import BindError
 from dnsserver.corefile import CorefileError
 from dnsserver.daemon import Options
-from dnsserver.daemon import run as serve
 from dnsserver.server import ListenAddress
 from dnsserver.source import SourceError
 from kubecore import log
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         log_format=args.log_format,
     )
     try:
+        serve = supervisor.run if options.workers > 1 else daemon.run
         return asyncio.run(serve(options))
     except CorefileError as error:
         for problem in error.problems:
