@@ -95,7 +95,8 @@ class Folder:
         for file, entry in by_file.items():
             if file != winner and (file in files or winner in files):
                 what = f"{ident[0].__name__} {ident[1]}"
-                reason = f"also defined in {winner}:{by_file[winner].line}, which holds"
+                line = by_file[winner].line
+                reason = f"also defined in {winner}{f':{line}' if line else ''}, which holds"
                 yield Problem(Severity.WARNING, file, entry.line, what, "", reason, "remove one of them")
 
     def _settle(self, ident: Ident, events: list[Event]) -> Iterator[ObjectKey]:

@@ -15,15 +15,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import yaml
 import yaml.cyaml
-from yaml.composer import Composer
-from yaml.resolver import Resolver
 
 MAX_BYTES = 32 * 1024 * 1024
 """Largest file read. An API server holds objects of at most 1.5 MiB; a dump of a large cluster has some ten MiB."""
@@ -70,10 +68,20 @@ class Document:
     _text: str = field(repr=False)
     _index: int = 0
     _path: Path = ()
+    _starts: Mapping[Path, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def start(self) -> int:
+        """The line the document (or item of a List) begins at, without looking it up; 0 if that is unknown (JSON)."""
+        return self._starts.get(self._path, 0)
 
     def line_of(self, path: Path = ()) -> int:
         """Line (from 1) of the key or list entry at `path`, or of its nearest ancestor that exists."""
-        return _line(self._text, self._index, (*self._path, *path))
+        lines = _lines(self._text)[self._index]
+        steps = (*self._path, *path)
+        while steps and steps not in lines:
+            steps = steps[:-1]
+        return lines.get(steps, 1)
 
     def error(self, path: Path | str, reason: str, remedy: str = "") -> ManifestError:
         """A ManifestError that points at `path` (a path, or its text as `field_text` writes it)."""
@@ -85,7 +93,7 @@ class Document:
         data = self.data
         for step in path:
             data = data[step]
-        return Document(data, self.file, self._text, self._index, (*self._path, *path))
+        return Document(data, self.file, self._text, self._index, (*self._path, *path), self._starts)
 
 
 def field_text(path: Path) -> str:
@@ -154,190 +162,204 @@ def _json_document(text: str, filename: str) -> Iterator[Document]:
 
 
 _Parser: Any = yaml.cyaml.CParser  # type: ignore[attr-defined]  # the stubs leave it out
+_TAG = "tag:yaml.org,2002:"
+_OPEN = object()
+"""Stands for the value of an anchor that is still being read."""
 
-
-class _Loader(Composer, _Parser, Resolver):  # type: ignore[misc]
-    """libyaml's parser under PyYAML's composer, with the scalars of Kubernetes' YAML.
-
-    libyaml's own composer overflows the C stack on deep nesting, which ends the process.
-    """
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-    def __init__(self, text: str) -> None:
-        _Parser.__init__(self, text)
-        Composer.__init__(self)
-        Resolver.__init__(self)
-        self._depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As inherited, with a limit."""
-        if self._depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested deeper than {MAX_DEPTH} levels",
-                problem_mark=self.peek_event().start_mark,
-            )
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
-for _tag, _pattern, _first in (
-    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
-    ("int", r"[-+]?(?:0b[01_]+|0o?[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-    ("merge", "<<", "<"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+_CONSTANTS: dict[str, bool | None] = {"": None, "~": None}
+for _words, _meaning in (("null", None), ("true yes on", True), ("false no off", False)):
+    for _word in _words.split():
+        _CONSTANTS |= dict.fromkeys((_word, _word.capitalize(), _word.upper()), _meaning)
+_is_int = re.compile(r"[-+]?(?:0b[01_]+|0o?[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)").fullmatch
+_is_float = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+).fullmatch
 
 
 def _yaml_documents(text: str, filename: str) -> Iterator[Document]:
-    for index, node in enumerate(_nodes(text, filename)):
-        yield Document(_Reader(filename).value(node), filename, text, index)
+    for index, builder in enumerate(_built(text, filename)):
+        yield Document(builder.value, filename, text, index, (), builder.starts)
 
 
-def _nodes(text: str, filename: str) -> Iterator[yaml.Node]:
+def _built(text: str, filename: str, *, lines: bool = False) -> Iterator[_Builder]:
+    """The documents of a text, one after the other."""
     try:
-        loader = _Loader(text)
+        parser = _Parser(text)
     except (yaml.YAMLError, ValueError) as error:  # characters YAML forbids
         raise _syntax_error(error, filename, text) from error
     try:
-        while loader.check_node():
-            node = loader.get_node()
-            assert node is not None  # noqa: S101 - `check_node` has promised one
-            yield node
-    except (yaml.YAMLError, RecursionError) as error:
+        while not isinstance(event := parser.get_event(), yaml.StreamEndEvent):
+            if isinstance(event, yaml.DocumentStartEvent):
+                yield _Builder(parser, filename, lines=lines)
+    except yaml.YAMLError as error:
         raise _syntax_error(error, filename, text) from error
     finally:
-        loader.dispose()
+        parser.dispose()
 
 
 @lru_cache(maxsize=1)
-def _parsed(text: str) -> list[yaml.Node]:
-    """The nodes of a text that was parsed before, for the lines of all its errors."""
-    return list(_nodes(text, ""))
-
-
-def _line(text: str, index: int, path: Path) -> int:
+def _lines(text: str) -> list[dict[Path, int]]:
+    """The line of every value of a text that was read before, a table for each document; kept for its next error."""
     try:
-        node = _parsed(text)[index]
+        return [builder.lines for builder in _built(text, "", lines=True)]
     except ManifestError:  # the little of JSON that YAML does not read
-        return 1
-    line: int = node.start_mark.line
-    for step in path:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if getattr(k, "value", None) == step), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            found = (node.value[step], node.value[step])
-        else:
-            found = None
-        if found is None:
-            break
-        line, node = found[0].start_mark.line, found[1]
-    return line + 1
+        return [{}]
 
 
 def _syntax_error(error: Exception, filename: str, text: str) -> ManifestError:
-    if isinstance(error, RecursionError):
-        return ManifestError(filename, 0, f"nested deeper than {MAX_DEPTH} levels")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     line = min(mark.line + 1, text.count("\n") + 1) if mark else 0
     return ManifestError(filename, line, f"not YAML: {problem}")
 
 
-class _Reader:
-    """Makes values of one document's nodes."""
+class _Builder:
+    """The value of one document, built from libyaml's events in one pass.
 
-    def __init__(self, filename: str) -> None:
+    PyYAML's composers come between events and values with a tree of nodes; the fast one of them overflows the C stack
+    on deep nesting, which ends the process.
+    """
+
+    def __init__(self, parser: Any, filename: str, *, lines: bool) -> None:
+        self.lines: dict[Path, int] = {}
+        """Filled if `lines`."""
+        self.starts: dict[Path, int] = {}
+        """Lines of the document and of the entries of a list in it one level down (the items of a List)."""
+        self._next = parser.get_event
         self._filename = filename
+        self._record = lines
         self._path: list[str | int] = []
-        self._open: set[int] = set()
-        self._seen: set[int] = set()
+        self._depth = 0
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        """Value and number of nodes in it."""
+        self._nodes = 0
+        """Read so far, those that aliases repeat included."""
         self._aliased = 0
+        self.value = self._value(self._next())
 
-    def value(self, node: yaml.Node) -> Any:
-        if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
-        self._enter(node)
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return self._mapping(node)
-            result = []
-            for i, child in enumerate(node.value):
-                self._path.append(i)
-                result.append(self.value(child))
-                self._path.pop()
-            return result
-        finally:
-            self._open.discard(id(node))
+    def _value(self, event: Any) -> Any:
+        self._nodes += 1
+        self._note_line(event)
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event)
+        nodes, anchor = self._nodes, event.anchor
+        if anchor is not None:
+            self._anchors[anchor] = (_OPEN, 0)
+        value = self._scalar(event) if isinstance(event, yaml.ScalarEvent) else self._collection(event)
+        if anchor is not None:
+            self._anchors[anchor] = (value, self._nodes - nodes + 1)
+        return value
 
-    def _enter(self, node: yaml.Node) -> None:
-        if node.tag not in {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}:
-            raise self._error(node, f"the tag {node.tag!r} is not allowed", "remove the tag")
-        if id(node) in self._open:
-            raise self._error(node, "an anchor is used inside itself")
-        self._open.add(id(node))
-        if id(node) in self._seen or self._aliased:
-            self._aliased += 1 + len(node.value)
-            if self._aliased > MAX_ALIASED_NODES:
-                raise self._error(node, "aliases expand to too much", "write the values out")
-        self._seen.add(id(node))
+    def _note_line(self, event: Any) -> None:
+        """A key's line counts before its value's, which may begin below."""
+        if self._record:
+            self.lines.setdefault(tuple(self._path), event.start_mark.line + 1)
 
-    def _mapping(self, node: yaml.MappingNode) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        merges: list[yaml.Node] = []
-        for key_node, value_node in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                merges.append(value_node)
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self._error(key_node, "a key must be plain text")
-            key = str(key_node.value)  # a number or boolean too: JSON has no other keys
-            self._path.append(key)
-            if key in result:
-                raise self._error(key_node, f"the key {key!r} is given twice", "keep one of them")
-            result[key] = self.value(value_node)
+    def _alias(self, event: Any) -> Any:
+        value, size = self._anchors.get(event.anchor, (None, 0))
+        if not size:
+            reason = "is not defined before" if value is None else "is used inside itself"
+            raise self._error(event, f"the anchor {event.anchor!r} {reason}")
+        self._nodes += size
+        self._aliased += size
+        if self._aliased > MAX_ALIASED_NODES:
+            raise self._error(event, "aliases expand to too much", "write the values out")
+        return value
+
+    def _collection(self, event: Any) -> Any:
+        if event.tag not in {None, "!", _TAG + "map", _TAG + "seq"}:
+            raise self._error(event, f"the tag {event.tag!r} is not allowed", "remove the tag")
+        if self._depth >= MAX_DEPTH:
+            del self._path[5:]
+            raise self._error(event, f"nested deeper than {MAX_DEPTH} levels")
+        if not self._depth:
+            self.starts[()] = event.start_mark.line + 1
+        self._depth += 1
+        value = self._mapping() if isinstance(event, yaml.MappingStartEvent) else self._sequence()
+        self._depth -= 1
+        return value
+
+    def _sequence(self) -> list[Any]:
+        result: list[Any] = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            self._path.append(len(result))
+            if self._depth == 2:
+                self.starts[tuple(self._path)] = event.start_mark.line + 1
+            result.append(self._value(event))
             self._path.pop()
-        for merged in merges:
-            for source in merged.value if isinstance(merged, yaml.SequenceNode) else [merged]:
-                if not isinstance(source, yaml.MappingNode):
-                    raise self._error(source, "<< takes a mapping or a list of mappings")
-                for key, inherited in self.value(source).items():
-                    result.setdefault(key, inherited)
         return result
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
-        text: str = node.value
+    def _mapping(self) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        merged: list[Any] = []
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            if not isinstance(event, yaml.ScalarEvent):
+                raise self._error(event, "a key must be plain text")
+            key: str = event.value  # of a number or boolean too: JSON has no other keys
+            if key == "<<" and event.implicit[0]:
+                merged += self._merged(event)
+                continue
+            self._path.append(key)
+            if key in result:
+                raise self._error(event, f"the key {key!r} is given twice", "keep one of them")
+            self._note_line(event)
+            result[key] = self._value(self._next())
+            self._path.pop()
+        for source in merged:
+            for key, inherited in source.items():
+                result.setdefault(key, inherited)
+        return result
+
+    def _merged(self, event: Any) -> list[Any]:
+        value = self._value(self._next())
+        sources = value if isinstance(value, list) else [value]
+        if not all(isinstance(source, dict) for source in sources):
+            raise self._error(event, "<< takes a mapping or a list of mappings")
+        return sources
+
+    def _scalar(self, event: Any) -> Any:
+        text: str = event.value
+        tag = event.tag
         try:
-            match node.tag.removeprefix("tag:yaml.org,2002:"):
+            if tag is None or tag == "!":
+                return _plain(text) if tag is None and event.implicit[0] else text
+            match tag.removeprefix(_TAG):
                 case "str":
                     return text
-                case "null":
-                    return None
-                case "bool":
-                    return text.lower() in {"yes", "true", "on"}
                 case "int":
-                    return _int(text.replace("_", "").lower())
+                    return _int(text)
                 case "float":
-                    return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+                    return _float(text)
+                case "null" | "bool" if text in _CONSTANTS:
+                    return _CONSTANTS[text]
         except ValueError as error:
-            raise self._error(node, f"{text[:50]!r} is no number") from error
-        raise self._error(node, f"the tag {node.tag!r} is not allowed", "remove the tag")
+            raise self._error(event, f"{text[:50]!r} is no number") from error
+        raise self._error(event, f"the tag {tag!r} is not allowed", "remove the tag")
 
-    def _error(self, node: yaml.Node, reason: str, remedy: str = "") -> ManifestError:
-        line = node.start_mark.line + 1
+    def _error(self, event: Any, reason: str, remedy: str = "") -> ManifestError:
+        line = event.start_mark.line + 1
         return ManifestError(self._filename, line, reason, field=field_text(tuple(self._path)), remedy=remedy)
 
 
+def _plain(text: str) -> Any:
+    """What an unquoted scalar means."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if text[0] in "+-.0123456789":
+        if _is_int(text):
+            return _int(text)
+        if _is_float(text):
+            return _float(text)
+    return text
+
+
 def _int(text: str) -> int:
+    text = text.replace("_", "").lower()
     sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
     if digits[:2] in {"0x", "0o", "0b"}:
         return sign * int(digits, 0)
     return sign * int(digits, 8 if digits.startswith("0") and len(digits) > 1 else 10)
+
+
+def _float(text: str) -> float:
+    return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))

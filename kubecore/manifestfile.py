@@ -66,6 +66,7 @@ class Entry:
 
     object: KubeObject | Endpoints
     line: int
+    """Where it begins; 0: not known (JSON)."""
     selected: bool = True
     """Whether the Selection of its resource takes it; others still count where slices are derived."""
 
@@ -184,9 +185,9 @@ class _FileReader:
             return
         ident = (type(obj), obj.key)
         if (earlier := self.entries.get(ident)) is not None:
-            reason = f"defined before in line {earlier.line} of this file; this definition holds"
+            reason = f"defined before{_in_line(earlier.line)}; this definition holds"
             self._report(document, what, (), reason, severity=Severity.WARNING, remedy="remove one of them")
-        self.entries[ident] = Entry(obj, document.line_of(), selected)
+        self.entries[ident] = Entry(obj, document.start, selected)
 
     def _ignore(self, document: Document, version: str, kind: str) -> None:
         if (version, kind) in self._ignored:
@@ -213,6 +214,10 @@ class _FileReader:
     ) -> None:
         e = document.error(where, reason, remedy)
         self.problems.append(Problem(severity, e.file, e.line, what, e.field, e.reason, e.remedy, resource))
+
+
+def _in_line(line: int) -> str:
+    return f" in line {line} of this file" if line else " in this file"
 
 
 def _group(version: str) -> str:

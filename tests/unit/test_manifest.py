@@ -92,8 +92,8 @@ def test_byte_order_mark_and_windows_line_ends() -> None:
         (b"a: 1\n\tb: 2\n", "f.yaml:2: not YAML: found a tab character that violates indentation"),
         (b"a: b: c\n", "f.yaml:1: not YAML: mapping values are not allowed in this context"),
         (b"a:\n  b: 1\n  c: 2\n  b: 3\n", "f.yaml:4: a.b: the key 'b' is given twice; keep one of them"),
-        (b"a: *nobody\n", "f.yaml:1: not YAML: found undefined alias 'nobody'"),
-        (b"a: &x [*x]\n", "f.yaml:1: a[0]: an anchor is used inside itself"),
+        (b"a: *nobody\n", "f.yaml:1: a: the anchor 'nobody' is not defined before"),
+        (b"a: &x [*x]\n", "f.yaml:1: a[0]: the anchor 'x' is used inside itself"),
         (
             b"a: !!python/object/apply:os.system [ls]\n",
             "f.yaml:1: a: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed; remove the tag",

@@ -189,6 +189,12 @@ def test_what_is_said_about_the_rest(text: str, sentence: str) -> None:
     assert [str(p) for p in _read(text).problems] == [sentence]
 
 
+def test_items_of_a_list_know_their_lines() -> None:
+    item = "- {apiVersion: v1, kind: Namespace, metadata: {name: %s}}\n"
+    content = _read("apiVersion: v1\nkind: List\nitems:\n" + item % "a" + "# a comment\n" + item % "b")
+    assert [(key.name, entry.line) for (_, key), entry in content.entries.items()] == [("a", 4), ("b", 6)]
+
+
 def test_one_bad_object_does_not_stop_the_others() -> None:
     good = "{apiVersion: v1, kind: Namespace, metadata: {name: %s}}\n---\n"
     content = _read(good % "a" + f"{_HEAD}spec: {{ports: 1}}\n---\n" + good % "b")
