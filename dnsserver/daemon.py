@@ -26,7 +26,7 @@ from dnsserver.configuration import Corefile, bind_all, next_look
 from dnsserver.corefile import CorefileError
 from dnsserver.corefile_model import Config
 from dnsserver.counters import Counters
-from dnsserver.engine import Engine, layout, settle_memory
+from dnsserver.engine import Engine, layout, relax_memory, settle_memory
 from dnsserver.metrics import ServerMetrics
 from dnsserver.plugins.base import Environment
 from dnsserver.server import ListenAddress
@@ -171,6 +171,7 @@ def load(options: Options) -> tuple[Corefile, Config]:
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    relax_memory()
     corefile = Corefile(options.corefile)
     return corefile, corefile.load()
 
@@ -225,13 +226,13 @@ class _Single:
         signals = Signals.install()
         (sockets,) = bind_all(layout(self._config, self._options.listen))
         one = bool(self._options.listen)
+        await ops.configure(self._ops, self._config, self._report)
         timeout_s = startup_timeout_s(self._config)
         if self._snapshots is not None:
             self._snapshots.load(self._config)
         await self._cluster.follow(self._config, timeout_s)
         self._engine.be_patient(timeout_s)
         await self._engine.configure(self._config, tuple(sockets), sockets, one=one)
-        await ops.configure(self._ops, self._config, self._report)
         _log.info(
             log.PROCESS_STARTED,
             version=__version__,

@@ -112,7 +112,9 @@ class Engine:
         return self._running.config
 
     def not_ready(self) -> tuple[str, ...]:
-        """Plugins that cannot answer yet, each once."""
+        """Plugins that cannot answer yet, each once; without a configuration the server as such."""
+        if self._running.runtime is None:
+            return ("dnsserver",)
         return ("kubernetes",) if any(not zone.synced for zone in self._running.zones.values()) else ()
 
     @property
@@ -253,13 +255,10 @@ class Engine:
         """Take these changes in, as of `now_s`. Returns when all of them can be seen by clients."""
         if not changes:
             return
-        for key in changes.pods:
-            self._pods.put(key, self.store.state.pods.get(key))
         async with self._zone_lock:
             await self._apply_to(tuple(self._running.zones.values()), changes, now_s, self._invalidate)
         if not self.not_ready():
             self._synced.set()
-        self._observe_programming(changes)
         self.metrics.changes.inc(len(changes.services))
 
     async def _apply_to(
@@ -280,6 +279,9 @@ class Engine:
                     zone.synced = zone.synced and number == len(parts)
                     zone.serial = int(now_s)  # one change, however many parts it has
                 tell(zone, invalidation)
+            for key in part.pods:
+                self._pods.put(key, self.store.state.pods.get(key))
+            self._observe_programming(part)
             self.metrics.slice_duration.observe(time.perf_counter() - began_s)
             await asyncio.sleep(0)
 
@@ -301,8 +303,11 @@ class Engine:
         state, now_s = self.store.state, self._clock()
         for key in changes.services:
             service = state.services.get(key)
+            if service is None:
+                self._triggers_s.pop(key, None)
+                continue
             trigger_s = max((s.trigger_s for s in state.slices_of(key)), default=0.0)
-            if service is None or trigger_s < self._began_s or self._triggers_s.get(key) == trigger_s:
+            if trigger_s < self._began_s or self._triggers_s.get(key) == trigger_s:
                 continue
             self._triggers_s[key] = trigger_s
             kind = "cluster_ip"
@@ -373,13 +378,15 @@ class _PodIndex:
         return None if on_host else key.namespace
 
 
-def settle_memory() -> None:
-    """Take what start-up made out of the garbage collector's sight.
+def relax_memory() -> None:
+    """Have the garbage collector look at old objects seldom. To be called at the start.
 
-    A full collection over a million objects holds the event loop for hundreds of milliseconds, and nearly all of them
-    live as long as the process. Generation 2 is then looked at less often: what changes of the cluster leave behind is
-    freed by reference counts.
+    A full collection over a million objects holds the event loop for hundreds of milliseconds, for nothing: what
+    changes of the cluster leave behind has no cycles and is freed by reference counts.
     """
-    gc.collect()
+    gc.set_threshold(20_000, 20, 100)
+
+
+def settle_memory() -> None:
+    """Take what start-up made out of the collector's sight; nearly all of it lives as long as the process."""
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)

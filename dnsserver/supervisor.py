@@ -143,13 +143,13 @@ class Supervisor:
         """Serve until told to stop; the exit code."""
         signals = Signals.install()
         copies = bind_all(layout(self._config, self._options.listen), copies=self._options.workers)
+        await ops.configure(self._ops, self._config, self._report)
         if self._snapshots is not None:
             self._snapshots.load(self._config)
         timeout_s = startup_timeout_s(self._config)
         self._patient_until_s = time.monotonic() + timeout_s
         await self._cluster.follow(self._config, timeout_s)
         self._hire(copies)
-        await ops.configure(self._ops, self._config, self._report)
         _log.info(
             log.PROCESS_STARTED,
             version=__version__,
@@ -434,6 +434,8 @@ class Supervisor:
     def _not_ready(self) -> Iterator[str]:
         if self._snapshots is not None and not self._snapshots.confirmed(self._config):
             yield "kubernetes"
+        if not self._workers:
+            yield "workers"
         for worker in self._workers:
             if worker.status is None:
                 yield "workers"

@@ -18,7 +18,7 @@ from prometheus_client import disable_created_metrics
 from dnsserver import link
 from dnsserver.corefile_model import Config
 from dnsserver.daemon import DRAIN_S, SWITCH_INTERVAL_S, new_environment
-from dnsserver.engine import Engine, settle_memory
+from dnsserver.engine import Engine, relax_memory, settle_memory
 from dnsserver.metrics import ServerMetrics, snapshot
 from dnsserver.server import ListenAddress, Sockets
 from kubecore import __version__, log
@@ -49,6 +49,7 @@ class _Worker:
             loop.add_signal_handler(number, lambda: None)  # the supervisor gets them too and decides
         disable_created_metrics()  # type: ignore[no-untyped-call]
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        relax_memory()
         reader, self._writer = await link.open_link(self._sock)
         first = await link.receive(reader)
         start = link.to_worker.decode(first) if first is not None else None
