@@ -97,6 +97,6 @@ def run(args: argparse.Namespace) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
-    except (BindError, AccessError, SourceError) as error:
+    except (BindError, AccessError, SourceError, OSError) as error:  # OSError: a plugin could not start
         print(f"dnsserver: {error}", file=sys.stderr)
         return 1
