@@ -29,10 +29,8 @@ class MergedEndpoint(msgspec.Struct, frozen=True, gc=False):
     serving: bool = True
     terminating: bool = False
     node_name: str = ""
-    zone: str = ""
     hint_zones: tuple[str, ...] = ()
     hint_nodes: tuple[str, ...] = ()
-    target_uid: str = ""
 
 
 _ORDER = attrgetter("address", "port")
@@ -72,9 +70,7 @@ def merge_slices(slices: Iterable[EndpointSlice]) -> Mapping[PortKey, tuple[Merg
                     e.serving,
                     e.terminating,
                     e.node_name,
-                    e.zone,
                     e.hint_zones,
                     e.hint_nodes,
-                    e.target_uid,
                 )
     return {key: tuple(sorted(found.values(), key=_ORDER)) for key, found in merged.items()}

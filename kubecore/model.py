@@ -37,7 +37,7 @@ class Protocol(Enum):
     UDP = "UDP"
     SCTP = "SCTP"
 
-    # Enum's own hash is a Python function, and a protocol is part of every key; members are single, so identity will do.
+    # Enum's own hash is a Python function, and a protocol is part of every key; members are single: identity will do.
     __hash__ = object.__hash__
 
 
