@@ -160,7 +160,7 @@ def _set_ready(api: Api, namespace: str, pod: str, ready: bool) -> None:
     api.patch("Pod", namespace, pod, verdict, "/status")
 
 
-def scale_up(kubeconfig: str, pod: Object, target: str, timeout_s: float = 10.0) -> float:
+def scale_up(kubeconfig: str, pod: Object, target: str, within_s: float = 10.0) -> float:
     """Seconds from a new pod's becoming ready to the first answer from it through `target`."""
     api = Api(kubeconfig)
     status = pod["status"]
@@ -169,24 +169,24 @@ def scale_up(kubeconfig: str, pod: Object, target: str, timeout_s: float = 10.0)
     name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
     started = time.monotonic()
     _set_ready(api, namespace, name, ready=True)
-    _await_answer(target, {name}, timeout_s)
+    _await_answer(target, {name}, within_s)
     return time.monotonic() - started
 
 
-def make_unready(kubeconfig: str, namespace: str, pod: str, target: str, timeout_s: float = 10.0) -> float:
+def make_unready(kubeconfig: str, namespace: str, pod: str, target: str, within_s: float = 10.0) -> float:
     """Seconds from a failed readiness probe to the last new connection that still reached the pod."""
     started = time.monotonic()
     _set_ready(Api(kubeconfig), namespace, pod, ready=False)
     last = 0.0
     quiet_until = started + 1.0
-    while (now := time.monotonic()) < min(quiet_until, started + timeout_s):
+    while (now := time.monotonic()) < min(quiet_until, started + within_s):
         if ask(target) == pod:
             last = time.monotonic() - started
             quiet_until = now + 1.0
     return last
 
 
-def replace_service(kubeconfig: str, service: Object, dns: str, name: str, timeout_s: float = 10.0) -> dict[str, float]:
+def replace_service(kubeconfig: str, service: Object, dns: str, name: str, within_s: float = 10.0) -> dict[str, float]:
     """Delete a Service, await that its name is gone, make it anew; seconds until each step is seen by a client.
 
     Args:
@@ -198,20 +198,20 @@ def replace_service(kubeconfig: str, service: Object, dns: str, name: str, timeo
     namespace, own = service["metadata"]["namespace"], service["metadata"]["name"]
     started = time.monotonic()
     api.delete("Service", namespace, own)
-    _until(lambda: not _addresses(dns, name), timeout_s, f"{name} still has an address")
+    _until(lambda: not addresses_of(dns, name), within_s, f"{name} still has an address")
     gone = time.monotonic() - started
     started = time.monotonic()
     api.apply(service)
     address = service["spec"]["clusterIP"]
-    _until(lambda: _addresses(dns, name) == {address}, timeout_s, f"{name} is not {address}")
+    _until(lambda: addresses_of(dns, name) == {address}, within_s, f"{name} is not {address}")
     resolved = time.monotonic() - started
-    _await_answer(f"{address}:{service['spec']['ports'][0]['port']}", set(), timeout_s)
+    _await_answer(f"{address}:{service['spec']['ports'][0]['port']}", set(), within_s)
     return {"gone_s": gone, "resolved_s": resolved, "answered_s": time.monotonic() - started}
 
 
-def until_answered(kubeconfig: str, target: str, servers: Sequence[str] = (), timeout_s: float = 10.0) -> None:
+def until_answered(_: str, target: str, servers: Sequence[str] = (), within_s: float = 10.0) -> None:
     """Returns when somebody (one of `servers`) answers at `target`. Raises TimeoutError."""
-    _await_answer(target, set(servers), timeout_s)
+    _await_answer(target, set(servers), within_s)
 
 
 def ask(target: str, timeout_s: float = 2.0) -> str:
@@ -223,11 +223,6 @@ def ask(target: str, timeout_s: float = 2.0) -> str:
             return connection.recv(4096).split(b" ", 1)[0].decode()
     except OSError:
         return ""
-
-
-def resolve(dns: str, name: str) -> list[str]:
-    """The IPv4 addresses of a name, asked over UDP once."""
-    return sorted(_addresses(dns, name))
 
 
 def _await_answer(target: str, wanted: set[str], timeout_s: float) -> None:
@@ -242,7 +237,7 @@ def _until(holds: Any, timeout_s: float, otherwise: str) -> None:
         time.sleep(0.001)
 
 
-def _addresses(dns: str, name: str) -> set[str]:
+def addresses_of(dns: str, name: str) -> set[str]:
     """A records in the answer to one query. RFC 1035 §4.1; names in the answer are skipped, not read."""
     question = b"".join(bytes([len(label)]) + label.encode() for label in name.rstrip(".").split(".")) + b"\0"
     query = struct.pack("!6H", 0x2A2A, 0x0100, 1, 0, 0, 0) + question + struct.pack("!2H", 1, 1)

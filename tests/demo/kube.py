@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from tests.demo.api import KINDS, Api, ApiError, Object
+from tests.demo.objects import finalized
 from tests.lab.apiserver import manifests
 
 _TERMINATION_S = 1.0
@@ -81,9 +82,7 @@ def _row(kind_name: str, obj: Object) -> list[str]:
 
 def _apply(api: Api, args: argparse.Namespace) -> None:
     for obj in manifests.read(args.filename):
-        if obj["kind"] == "Pod":
-            obj["metadata"].setdefault("finalizers", ["demo/machine"])
-        print(api.apply(obj))
+        print(api.apply(finalized(obj)))
 
 
 def _edit(api: Api, args: argparse.Namespace) -> int:

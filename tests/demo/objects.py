@@ -22,7 +22,7 @@ OWN = Path(__file__).parent / "manifests"
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 ELSEWHERE = "elsewhere"
 """The host of all addresses outside the cluster."""
-_SPARE = "scale-up.yaml"
+_SPARE = "scale-up"
 _DELAY = "demo/delay"
 
 Object = dict[str, Any]
@@ -30,12 +30,21 @@ Object = dict[str, Any]
 
 def own_objects() -> list[Object]:
     """The demo's own cluster as it is at the beginning."""
-    return [obj for path in sorted(OWN.glob("*.yaml")) if path.name != _SPARE for obj in manifests.read(path)]
+    paths = [path for path in sorted(OWN.glob("*.yaml")) if not path.name.startswith(_SPARE)]
+    return [finalized(obj) for path in paths for obj in manifests.read(path)]
 
 
-def spare_pods() -> list[Object]:
-    """Pods that have a machine but are not in the cluster yet."""
-    return list(manifests.read(OWN / _SPARE))
+def spare_pods() -> dict[str, Object]:
+    """Pods that have a machine but are not in the cluster yet, by name."""
+    pods = (obj for path in sorted(OWN.glob(f"{_SPARE}*.yaml")) for obj in manifests.read(path))
+    return {obj["metadata"]["name"]: finalized(obj) for obj in pods}
+
+
+def finalized(obj: Object) -> Object:
+    """A Pod that ends as with a kubelet: first terminating, then gone (`api.finish`); other objects as they are."""
+    if obj["kind"] != "Pod":
+        return obj
+    return {**obj, "metadata": {**obj["metadata"], "finalizers": ["demo/machine"]}}
 
 
 def merged(own: list[Object], further: Iterable[Object]) -> tuple[list[Object], list[str]]:

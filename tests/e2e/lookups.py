@@ -1,0 +1,45 @@
+"""`python -m tests.e2e.lookups SERVER NAME`: UDP queries all the time, one retry each after a second.
+
+Runs inside the guest until SIGTERM, then prints what it met with: {"count", "retried", "lost": [[seconds, what], ...]}.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+
+from tests.demo.api import addresses_of
+
+_INTERVAL_S = 0.02
+
+
+def main(server: str, name: str) -> None:
+    """Ask until told to stop."""
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    started = time.monotonic()
+    count, retried, lost = 0, 0, []
+    print("asking", flush=True)
+    while not stopped:
+        count += 1
+        asked = time.monotonic()
+        failures = 0
+        for _ in range(2):
+            try:
+                if addresses_of(server, name):
+                    break
+                what = "no address"
+            except OSError as error:  # a timeout, or refused
+                what = str(error)
+            failures += 1
+        else:
+            lost.append((round(asked - started, 2), what))
+        retried += failures == 1
+        time.sleep(_INTERVAL_S)
+    print(json.dumps({"count": count, "retried": retried, "lost": lost}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
