@@ -1,3 +1,15 @@
-"""Fixtures of all tests; each plugin's module says what it provides."""
+"""Fixtures of all tests (each plugin's module says what it provides), and how long examples may take."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
 
 pytest_plugins = ["tests.lab.kernel.fixtures"]
+
+# No deadline: an example that takes long on a busy machine is no defect. CI draws the same examples every time, so that
+# a red run is the fault of the change; everybody else looks for new ones.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
