@@ -19,7 +19,7 @@ KUBERNETES = tuple(f"1.{minor}.0" for minor in range(29, 38))
 Object = dict[str, Any]
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - says what happened
     """helm said no; the text is its complaint."""
 
 
@@ -38,7 +38,8 @@ class Rendered(list[Object]):
 
 def helm(*argv: str, stdin: str = "") -> str:
     """What helm prints. Raises Refused."""
-    done = subprocess.run([str(fetch()["helm"]), *argv], input=stdin, capture_output=True, text=True, timeout=60)
+    command = [str(fetch()["helm"]), *argv]
+    done = subprocess.run(command, check=False, input=stdin, capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise Refused(done.stderr + done.stdout)
     return done.stdout
