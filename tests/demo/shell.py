@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import sys
-import threading
 
 from tests.demo import objects
 from tests.demo.cluster import Cluster
 from tests.demo.report import Report
 from tests.lab.kernel.lab import ROOT
-
-_SHELL_START_S = 1.0
 
 _RC = """\
 export KUBECONFIG={kubeconfig}
@@ -37,9 +33,4 @@ def run(cluster: Cluster, report: Report) -> None:
     ):
         report.say(f"  {line}")
     report.console.file.flush()
-    # The lab's shell reads no file of its own: these are its first keys.
-    keys = base64.b64encode(f". {rc}\n".encode()).decode()
-    typing = threading.Timer(_SHELL_START_S, lambda: cluster.lab.request("shell_input", data=keys))
-    typing.start()
-    cluster.host("client").shell()
-    typing.join()
+    cluster.host("client").shell(rc)

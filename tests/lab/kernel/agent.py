@@ -285,7 +285,7 @@ class Agent:
 
     # A shell for people
 
-    async def op_shell(self, namespace: str | None, rows: int, columns: int, term: str) -> int:
+    async def op_shell(self, namespace: str | None, rc: str | None, rows: int, columns: int, term: str) -> int:
         """Runs an interactive shell to its end; its output goes out as `shell` messages."""
         parent, terminal = pty.openpty()
         self._shell = parent
@@ -298,7 +298,7 @@ class Agent:
                 if namespace is not None:
                     namespaces.enter(namespace)
                 environment = {**os.environ, "TERM": term, "PS1": prompt}
-                os.execvpe("bash", ["bash", "--norc", "-i"], environment)
+                os.execvpe("bash", ["bash", *(["--rcfile", rc] if rc else ["--norc"]), "-i"], environment)
             finally:
                 os._exit(127)
         os.close(terminal)

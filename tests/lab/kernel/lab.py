@@ -33,6 +33,7 @@ from .net import Net
 
 ROOT = Path(__file__).resolve().parents[3]
 _BOOT_TIMEOUT_S = 60.0
+_SHELL_TIMEOUT_S = 10.0
 _GRACE_S = 30.0  # on top of a request's own limit, for a busy machine
 # Longer requests go through a file: the guest's console holds 4096 bytes of input, and throttled by more it may stay so
 # (seen with Linux 6.1 after a megabyte).
@@ -212,13 +213,24 @@ class Lab:
             raise GuestError(reply["error"], reply["message"], reply["traceback"])
         return reply["ok"]
 
-    def shell(self, namespace: str | None = None) -> None:
-        """Returns when the interactive shell in the guest, run on this process's terminal, has ended."""
+    def shell(self, namespace: str | None = None, rc: Path | None = None) -> None:
+        """Returns when the interactive shell in the guest, run on this process's terminal, has ended.
+
+        Args:
+            namespace: where; None: the guest's first.
+            rc: a file of commands for bash to begin with, such as functions for the person; it may set PS1.
+        """
         size = shutil.get_terminal_size()
-        ended = threading.Event()
-        self._shell_output = lambda data: (os.write(sys.stdout.fileno(), data), None)[1]
+        started, ended = threading.Event(), threading.Event()
+
+        def output(data: bytes) -> None:
+            os.write(sys.stdout.fileno(), data)
+            started.set()
+
+        self._shell_output = output
         parameters = {
             "namespace": namespace,
+            "rc": None if rc is None else str(rc),
             "rows": size.lines,
             "columns": size.columns,
             "term": os.environ.get("TERM", "linux"),
@@ -229,6 +241,7 @@ class Lab:
             if before is not None:
                 tty.setraw(sys.stdin)
             thread.start()
+            started.wait(_SHELL_TIMEOUT_S)  # what is typed before there is a shell would be lost
             while not ended.is_set():
                 if select.select([sys.stdin], [], [], 0.1)[0]:
                     data = os.read(sys.stdin.fileno(), 4096)

@@ -10,6 +10,7 @@ import itertools
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_interface
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .handles import (
@@ -282,9 +283,9 @@ class Host:
             )
         return reply["result"]["value"]
 
-    def shell(self) -> None:
-        """An interactive shell in this host, on this process's terminal."""
-        self._lab.shell(self.namespace)
+    def shell(self, rc: Path | None = None) -> None:
+        """An interactive shell in this host, on this process's terminal; bash reads the file `rc` first."""
+        self._lab.shell(self.namespace, rc)
 
     # Servers and clients
 
