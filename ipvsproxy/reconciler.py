@@ -328,8 +328,9 @@ class Reconciler:
         elements = await dataplane.dump_elements() or set()
         self._legacy = await dataplane.dump_device_addresses()
         own = {a.address for a in self._host.addresses}
-        # Once our own table is there, the table alone says what is ours.
-        adopted = left_by_kube_proxy(servers, self._legacy, own) if not elements else set()
+        # Even when our table is there already: a takeover may have been cut short. Its last step is to release the
+        # addresses, and without any of those there is nothing to adopt.
+        adopted = left_by_kube_proxy(servers, self._legacy, own, self._config.ipvs.exclude_cidrs)
         picture = Picture(servers, vips, elements, adopted)
         self._applier = Applier(dataplane, picture, self._count)
         self._store.take_changes()  # everything is planned below
