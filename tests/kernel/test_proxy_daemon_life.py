@@ -170,7 +170,12 @@ def _state(site: Site) -> tuple[list[str], set[str], set[str], list[str]]:
 
 
 def test_what_belongs_to_others_is_left_alone(site: Site) -> None:
-    theirs = "-A -t 192.0.2.80:80 -s wlc\n-a -t 192.0.2.80:80 -r 10.244.1.5:8080 -m -w 3\n-A -f 77 -s rr\n-A -t 192.168.50.10:30099 -s rr\n"
+    theirs = """
+        -A -t 192.0.2.80:80 -s wlc
+        -a -t 192.0.2.80:80 -r 10.244.1.5:8080 -m -w 3
+        -A -f 77 -s rr
+        -A -t 192.168.50.10:30099 -s rr
+        """
     owners = ("192.0.2.80:80", "77", f"{NODE}:30099")
     table = "table ip theirs {\n\tset s {\n\t\ttype ipv4_addr\n\t\telements = { 192.0.2.7 }\n\t}\n}\n"
     site.node.ipvs(theirs)
