@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
+import structlog
 from hypothesis import settings
 
 pytest_plugins = ["tests.lab.kernel.fixtures"]
@@ -13,3 +16,11 @@ pytest_plugins = ["tests.lab.kernel.fixtures"]
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command run within a test configures logging for its process, which is ours."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
