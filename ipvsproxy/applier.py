@@ -196,7 +196,8 @@ def describe(error: DataplaneError) -> str:
     """One line for a person: operation, its key, and what the kernel said."""
     name = errno.errorcode.get(error.errno, str(error.errno))
     what = "" if error.op is None else f"{type(error.op).__name__} {subject(error.op)}: "
-    return f"{what}{error.detail or name}"
+    hint = "; CAP_NET_ADMIN is needed" if error.errno in {errno.EPERM, errno.EACCES} else ""
+    return f"{what}{error.detail or name}{hint}"
 
 
 def subject(op: Op) -> str:

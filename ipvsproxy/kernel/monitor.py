@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from ipvsproxy.kernel.conntrack import NETLINK_NETFILTER
+from ipvsproxy.kernel.errors import error_for
 from ipvsproxy.kernel.netlink import attributes, enlarge_receive_buffer
 from ipvsproxy.kernel.netlink import split as split_messages
 from ipvsproxy.kernel.rtnetlink import (
@@ -186,8 +187,12 @@ def _listener(protocol: int, groups: tuple[int, ...], steps: list[_Step]) -> soc
     enlarge_receive_buffer(sock, _RECEIVE_BUFFER_BYTES)
     _attach(sock, steps)
     sock.bind((0, 0))
-    for group in groups:
-        sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    try:
+        for group in groups:
+            sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    except OSError as error:
+        sock.close()
+        raise error_for(None, error.errno or 0, f"listening to the kernel: {error.strerror}") from error
     return sock
 
 

@@ -30,7 +30,8 @@ class Setting(NamedTuple):
     name: str
     """With slashes: `net/ipv4/vs/conntrack`."""
     value: int
-    remedy: str = "run once with `--init-only` as a privileged container, or mount /proc/sys writable"
+    missing: str = "load module ip_vs, which brings this file"
+    """What to do where the file is not there."""
     at_least: bool = False
     """A larger value is as good."""
     optional: bool = False
@@ -42,6 +43,7 @@ class SysctlError(Exception):
 
 
 _NO_MODULE = "load module {}, which brings this file"
+_NOT_WRITABLE = "run once with --init-only as a privileged container, or mount /proc/sys writable"
 
 
 def ipvs_settings(ipvs: Ipvs, kernel: tuple[int, ...]) -> Iterator[Setting]:
@@ -63,11 +65,11 @@ def ipvs_settings(ipvs: Ipvs, kernel: tuple[int, ...]) -> Iterator[Setting]:
 
 def conntrack_settings(conntrack: Conntrack, cores: int) -> Iterator[Setting]:
     """The size and timeouts of connection tracking, as configured."""
-    remedy = _NO_MODULE.format("nf_conntrack")
+    missing = _NO_MODULE.format("nf_conntrack")
     if conntrack.max_per_core:
         size = min(max(conntrack.max_per_core * cores, conntrack.min), _CONNTRACK_CEILING)
         # In a network namespace of its own the size is somebody else's to choose.
-        yield Setting("net/netfilter/nf_conntrack_max", size, remedy, optional=True)
+        yield Setting("net/netfilter/nf_conntrack_max", size, missing, optional=True)
         yield Setting(_HASH_SIZE, size // 4, at_least=True, optional=True)
     for name, value in (
         ("tcp_timeout_established", conntrack.tcp_established_timeout_s),
@@ -77,7 +79,7 @@ def conntrack_settings(conntrack: Conntrack, cores: int) -> Iterator[Setting]:
         ("tcp_be_liberal", 1 if conntrack.tcp_be_liberal else None),
     ):
         if value:
-            yield Setting(f"net/netfilter/nf_conntrack_{name}", value, remedy)
+            yield Setting(f"net/netfilter/nf_conntrack_{name}", value, missing)
 
 
 def forwarding6(root: Path = Path("/proc/sys")) -> Iterator[Setting]:
@@ -107,7 +109,12 @@ def write(setting: Setting, root: Path = Path("/proc/sys")) -> bool:
     except FileNotFoundError as error:
         if setting.optional:
             return False
-        raise SysctlError(f"{path} is not there, wanted {setting.value}: {setting.remedy}") from error
+        raise SysctlError(f"{path} is not there, wanted {setting.value}: {setting.missing}") from error
+    except PermissionError as error:
+        # hashsize is root's alone to read.
+        if setting.optional:
+            return False
+        raise SysctlError(f"{path} cannot be read, wanted {setting.value}: {_NOT_WRITABLE}") from error
     if old == setting.value or (setting.at_least and old >= setting.value):
         return False
     if setting.optional and not path.stat().st_mode & 0o222:
@@ -120,6 +127,6 @@ def write(setting: Setting, root: Path = Path("/proc/sys")) -> bool:
             _log.warning(log.SYSCTL_NOT_OURS, file=str(path), value=old, wanted=setting.value, error=error.strerror)
             return False
         reason = os.strerror(error.errno or 0)
-        raise SysctlError(f"{path} is {old}, cannot write {setting.value} ({reason}): {setting.remedy}") from error
+        raise SysctlError(f"{path} is {old}, cannot write {setting.value} ({reason}): {_NOT_WRITABLE}") from error
     _log.info(log.SYSCTL_WRITTEN, file=str(path), old=old, new=setting.value)
     return True

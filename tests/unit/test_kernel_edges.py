@@ -123,6 +123,17 @@ def test_a_file_that_cannot_be_written_is_an_error_with_file_value_and_remedy(tm
 
     root = Unwritable(sysctls(tmp_path, {"a": "0"}))
     with pytest.raises(SysctlError, match=r"/a is 0, cannot write 1 \(Read-only file system\): .*--init-only"):
+        sysctl.write(Setting("a", 1, "load module ip_vs"), root)
+
+
+def test_what_only_root_may_read_is_passed_over_where_it_is_optional(tmp_path: Path) -> None:
+    class Unreadable(type(tmp_path)):  # type: ignore[misc]
+        def read_text(self, *_: object, **__: object) -> str:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    root = Unreadable(tmp_path)
+    assert not sysctl.write(Setting("a", 1, optional=True), root)
+    with pytest.raises(SysctlError, match=r"/a cannot be read, wanted 1: .*--init-only"):
         sysctl.write(Setting("a", 1), root)
 
 
