@@ -32,6 +32,8 @@ KINDS = {
 }
 _MERGE = "application/merge-patch+json"
 _TIMEOUT_S = 10.0
+_TRY_S = 0.2
+"""A SYN that comes too early is unanswered, and the kernel sends the next after a second: better to try anew."""
 
 
 class ApiError(Exception):
@@ -226,7 +228,11 @@ def ask(target: str, timeout_s: float = 2.0) -> str:
 
 
 def _await_answer(target: str, wanted: set[str], timeout_s: float) -> None:
-    _until(lambda: (who := ask(target)) != "" and (not wanted or who in wanted), timeout_s, f"no answer from {target}")
+    _until(
+        lambda: (who := ask(target, _TRY_S)) != "" and (not wanted or who in wanted),
+        timeout_s,
+        f"no answer from {target}",
+    )
 
 
 def _until(holds: Any, timeout_s: float, otherwise: str) -> None:

@@ -46,6 +46,7 @@ _NODES = {
 _POD_ROUTES = {"node-a": ("10.244.1.0/24", "fd00:10:244:1::/64"), "node-b": ("10.244.2.0/24", "fd00:10:244:2::/64")}
 _BIN = Path(sys.executable).parent
 _PATIENCE_S = 60.0
+_DEVICE_LENGTH = 15  # IFNAMSIZ less the terminating zero
 _CONNTRACK_MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
 _POD_FILE = "/etc/resolv.conf"
 
@@ -162,11 +163,12 @@ class Cluster:
             for other in routes:
                 if other not in (node, "outside"):
                     routes[other] += [f"route add {net} via {v}" for net, v in zip(_POD_ROUTES[node], via, strict=True)]
-            for machine in self.machines:
+            for number, machine in enumerate(self.machines):
                 if machine.host == node and machine.own_namespace:
-                    addresses = [f"{a}/{128 if ':' in a else 32}" for a in machine.addresses]
-                    self.net.link(node, machine.name, gateways, addresses, gateway=True)
-                    routes[node] += [f"route add {a} dev {machine.name[:15]}" for a in addresses]
+                    addresses = [_single(address) for address in machine.addresses]
+                    device = machine.name if len(machine.name) <= _DEVICE_LENGTH else f"pod{number}"
+                    self.net.link(node, machine.name, gateways, addresses, gateway=True, device_a=device)
+                    routes[node] += [f"route add {address} dev {device}" for address in addresses]
         outside_world = [a for m in self.machines if m.host == ELSEWHERE for a in m.addresses]
         for address in outside_world:
             routes[ELSEWHERE].append(f"address add {_single(address)} dev lo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def test_own_manifests_and_the_shell(tmp_path: Path) -> None:
     assert len(lines) > 40
     assert all(line.startswith("✓ ") for line in lines[:-1]), summary
     assert lines[-1].startswith("all ")
+    assert _shapes(_shown_in_readme()) <= _shapes(lines)
     assert "not taken over, the demo has its own: Service kube-system/kube-dns" in output
     assert "mine-1 saw 10.244.1.99" in shell
     assert "shop/mine  ClusterIP  10.96.30.1  80/TCP" in shell
@@ -76,6 +78,17 @@ def test_own_manifests_and_the_shell(tmp_path: Path) -> None:
     assert "pods/web-4 deleted" in shell
     assert "node-a" in shell
     assert "outside" in shell
+
+
+def _shown_in_readme() -> list[str]:
+    block = (ROOT / "README.md").read_text().partition("<!-- demo -->\n```\n")[2].partition("```")[0]
+    assert block.count("✓") > 10
+    return block.splitlines()
+
+
+def _shapes(lines: list[str]) -> set[str]:
+    """Lines without their figures, which differ from run to run."""
+    return {re.sub(r"[\d.]+", "N", line) for line in lines}
 
 
 def test_a_wrong_path_is_refused() -> None:
