@@ -24,11 +24,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "cleanup", help="remove what is ours from this node's kernel", description=_DESCRIPTION
     )
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--kube-proxy",
         action="store_true",
         help="also what kube-proxy's IPVS mode left: its virtual servers, addresses, iptables chains and ipsets, "
         "IPv4 and IPv6",
+    )
+    which.add_argument(
+        "--kube-proxy-rules",
+        action="store_true",
+        help="only kube-proxy's iptables chains and ipsets, which outlive it and no longer follow the cluster; for a "
+        "node where `run` has taken over: everything of ours stays and works",
     )
     parser.set_defaults(run=run)
 
@@ -40,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     from ipvsproxy.kernel.plane import KernelDataPlane  # noqa: PLC0415
 
     async def clean() -> list[str]:
+        if args.kube_proxy_rules:
+            return await _remove_kube_proxys_rules()
         async with await KernelDataPlane.open() as dataplane:
             done = await clean_up(dataplane, kube_proxy=args.kube_proxy)
         if args.kube_proxy:
@@ -55,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     except DataplaneError as error:
         tell(f"ipvsproxy: not everything could be removed: {describe(error)}; try again once that is put right")
         return 1
-    for line in done or ["nothing of ours was there"]:
+    for line in done or ["nothing to remove was there"]:
         print(line)
     return 0
 

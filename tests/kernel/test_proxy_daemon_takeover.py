@@ -11,7 +11,7 @@ import pytest
 from kubecore.model import LoadBalancerIngress, Service, ServiceType
 from tests.builders import service
 from tests.lab.kernel.net import Net
-from tests.lab.kernel.outcomes import Answer, servers
+from tests.lab.kernel.outcomes import REFUSED, Answer, servers
 from tests.proxy_daemon import NODE, NODE6, PODS, THIS, Site, backends, until
 
 pytestmark = pytest.mark.kernel
@@ -147,6 +147,27 @@ def test_a_takeover_that_was_killed_is_finished_by_the_next_start(site: Site) ->
     until(lambda: "-t 10.96.0.66:80" in site.servers(), False, 3)
     assert "10.96.0.66" not in device_addresses(site)
     assert f"-t {FOREIGN}" in site.servers()
+
+
+def test_kube_proxys_rules_go_while_ours_runs(site: Site) -> None:
+    """They no longer follow the cluster: a port that a Service gets after kube-proxy's end is refused by its filter."""
+    connections = [site.host(who).open(target) for target in (VIP, VIP6, LB) for who in ("client", "node", "p1")]
+    before = [c.first for c in connections]
+    site.start()
+    changed = service("web", "10.96.0.1 fd00:96::1", "a:80@30080,b:81", type=ServiceType.LOAD_BALANCER)
+    site.put(changed, *backends("web", "p1 p2", "a:8080,b:8080"))
+    until(lambda: "-t 10.96.0.1:81" in site.servers(), True)
+    assert site.client.connect("10.96.0.1:81") == [REFUSED], "not by us"
+    for _ in range(2):
+        result = site.command("cleanup", "--kube-proxy-rules")
+        assert (result.code, result.stderr) == (0, ""), result
+        assert site.node.run("ipset list -n").lines == ["THEIRS"]
+        assert "KUBE-" not in site.node.run("iptables-save; ip6tables-save").stdout
+    for target in (VIP, VIP6, "10.96.0.1:81", "[fd00:96::1]:81"):
+        for who in ("client", "node", "p1"):
+            assert servers(site.host(who).connect(target, count=2)) == {"p1": 1, "p2": 1}, (who, target)
+    assert [c.ping() for c in connections[:6]] == before[:6]
+    assert site.diff().code == 0
 
 
 def test_exclude_cidrs_are_not_taken_over(site: Site) -> None:
