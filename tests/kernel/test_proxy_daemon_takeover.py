@@ -93,9 +93,9 @@ def kube_proxy_was_here(site: Site) -> None:
             sets += [f"add KUBE-{infix}LOAD-BALANCER {lb},tcp:80", f"add KUBE-{infix}IPVS-IPS {lb}"]
     sets += ["create THEIRS hash:ip", "add THEIRS 192.0.2.7"]
     site.node.run(["ipset", "restore"], stdin="\n".join(sets) + "\n")
-    for command, infix, pods in (("iptables", "", "10.244.0.0/16"), ("ip6tables", "6-", "fd00:244::/32")):
+    for command, infix, cluster in (("iptables", "", "10.244.0.0/16"), ("ip6tables", "6-", "fd00:244::/32")):
         names = {"cluster": "CLUSTER-IP", "loadbalancer": "LOAD-BALANCER", "addresses": "IPVS-IPS"}
-        text = IPTABLES.format(pods=pods, **{key: f"KUBE-{infix}{name}" for key, name in names.items()})
+        text = IPTABLES.format(pods=cluster, **{key: f"KUBE-{infix}{name}" for key, name in names.items()})
         if command == "ip6tables":
             text = text.replace("192.0.2.9/32", "2001:db8:9::9/128")
         site.node.run([f"{command}-restore"], stdin=text)
