@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> int:
+    from prometheus_client import disable_created_metrics  # noqa: PLC0415
+
     from ipvsproxy.daemon import Daemon, families_here, stop_on_signals  # noqa: PLC0415
     from ipvsproxy.kernel.plane import KernelDataPlane  # noqa: PLC0415
     from ipvsproxy.kernel.preflight import check, prepare  # noqa: PLC0415
@@ -100,6 +102,7 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
         source = Reflector(client, WATCHED)
     else:
         source = FileSource(args.source, WATCHED)
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     stop = asyncio.Event()
     stop_on_signals(asyncio.get_running_loop(), stop.set)
     async with await KernelDataPlane.open() as dataplane:

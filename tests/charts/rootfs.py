@@ -106,10 +106,9 @@ def _image(home: Path, name: str, base: Path, venv: Path) -> Path:
     environment = root / "opt/venv"
     if not environment.exists():
         _run(["cp", "-a", "--reflink=auto", str(venv / "opt/venv"), str(environment)])
-    for package in environment.glob(f"lib/python*/site-packages/{name}"):
-        shutil.rmtree(package)
-    for package in environment.glob("lib/python*/site-packages/kubecore"):
-        shutil.rmtree(package)
+    for package in ("kubecore", name):
+        for old in environment.glob(f"lib/python*/site-packages/{package}"):
+            shutil.rmtree(old)
     source = root / "tmp/src"
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)

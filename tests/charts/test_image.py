@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def roots() -> dict[str, Path]:
 
 @pytest.mark.image
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_in_it(roots: dict[str, Path], name: str, record_property: pytest.RecordProperty) -> None:
+def test_what_is_in_it(roots: dict[str, Path], name: str, record_property: Callable[[str, object], None]) -> None:
     root = roots[name]
     size = rootfs.size_bytes(root)
     record_property("size_bytes", size)

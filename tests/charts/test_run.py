@@ -20,6 +20,7 @@ from tests.charts.pods import Node, Pod
 from tests.lab.kernel.fixtures import Kernel
 from tests.lab.kernel.net import Net, Process
 from tests.lab.kernel.outcomes import servers
+from tools import reference
 
 pytestmark = pytest.mark.kernel
 
@@ -149,6 +150,18 @@ def until(what: Callable[[], bool], process: Process, timeout_s: float = 30.0) -
         time.sleep(0.1)
 
 
+def families(exposition: str) -> set[str]:
+    """Metric families in a scrape."""
+    return {line.split()[2] for line in exposition.splitlines() if line.startswith("# TYPE")}
+
+
+def documented(daemon: str) -> set[str]:
+    """Metric families in docs/metrics.md."""
+    found = reference.registries()
+    text = [f for name in (daemon, "both") for f in found[name].collect()]
+    return {f.name + ("_total" if f.type == "counter" else "") for f in text}
+
+
 def capabilities(process: Process, world: World) -> dict[str, str]:
     """Lines of /proc/PID/status that tell what a process may do."""
     text = world.node_host.run(["cat", f"/proc/{process.pid}/status"]).stdout
@@ -188,6 +201,7 @@ def test_the_proxy(net: Net, directory: Path) -> None:
     assert rights["NoNewPrivs"] == "1"
     metrics = world.node_host.run(["curl", "-s", "http://127.0.0.1:10249/metrics"]).stdout
     assert 'ipvsproxy_virtual_servers{ip_family="IPv4"} 2.0' in metrics
+    assert families(metrics) == documented("ipvsproxy")
     assert "passed" in helm_test(world, "ipvsproxy", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, "pod")
 
     assert proxy.stop() == 0
@@ -296,6 +310,7 @@ def test_the_dns_server(net: Net, directory: Path, values: Object) -> None:
         helm_test(world, "dnsserver", {"DNSSERVER_TEST_SERVICE_HOST": NODE, "KUBERNETES_SERVICE_HOST": "10.96.0.2"})
     metrics = world.node_host.run(["curl", "-s", f"http://{NODE}:9153/metrics"]).stdout
     assert "coredns_dns_requests_total{" in metrics
+    assert families(metrics) == documented("dnsserver")
 
     server.kill()
     time.sleep(0.3)
