@@ -56,6 +56,7 @@ _MAPS = frozenset({sets.SERVICE, sets.MARK})
 _INTERFACES = frozenset({sets.UPLINK, sets.POD_LINK, sets.TUNNEL})
 
 COUNTERS = {
+    "no_endpoint": "TCP to a Service without endpoints",
     "no_local_endpoint": "policy Local and no endpoint on this node",
     "outside_ranges": "not within loadBalancerSourceRanges",
     "not_a_service": "to a VIP, on a port that is no Service",
@@ -93,6 +94,9 @@ _RULES = """
     ct state established,related accept
     {cluster_ip}
   }}
+  chain empty {{
+    ct state new meta l4proto tcp counter reject with tcp reset comment "no_endpoint"
+  }}
   chain no_local {{
     ct state new counter drop comment "no_local_endpoint"
   }}
@@ -107,6 +111,10 @@ _RULES = """
   chain external_no_local {{
     jump on_node
     ct state new counter drop comment "no_local_endpoint"
+  }}
+  chain ranged_empty {{
+    jump within_ranges
+    goto empty
   }}
   chain ranged_external {{
     jump within_ranges
@@ -163,6 +171,8 @@ _RULES = """
 """
 # input, output: a reply's destination port may equal a node port's, yet it is nobody's request.
 # stray: ICMP errors, IPv6 neighbour discovery and echo are the kernel's to answer, never to be rejected.
+# empty: IPVS refuses too, but by ICMP, which the kernel limits to a few a second for each client and which IPv6 sockets
+# may miss; a reset always arrives. Other protocols are left to IPVS, for rejecting the host's own would be EPERM.
 # cluster_ip, external: nat looks at a connection's first packet only, so only that needs the mark.
 # ranged_*_local: loadBalancerSourceRanges restrict who may come through the load balancer. A pod of this node does not:
 # it is sent to the cluster-wide set as if it had used the ClusterIP. The host itself must be within the ranges, as with

@@ -297,7 +297,7 @@ class _Planning:
         for key, front in answering.items():
             is_local = external_local if front.external else internal_local
             targets = local if is_local else cluster
-            kind = _kind(front, is_local=is_local, lacks_local=lacks_local)
+            kind = _kind(front, is_local=is_local, lacks_local=lacks_local) if usable.exists else _empty(front)
             server = PlannedVirtualServer(key, config, targets.wanted, targets.draining, targets.listed, port.protocol)
             self.entries[key] = Entry(server, _elements(key, kind, front, mark), front.allocated)
 
@@ -388,6 +388,10 @@ def _kind(front: _Front, *, is_local: bool, lacks_local: bool) -> Kind:
     if is_local:
         kind = Kind.EXTERNAL_NO_LOCAL if lacks_local else Kind.EXTERNAL_LOCAL
     return kind if front.ranges is None else sets.ranged(kind)
+
+
+def _empty(front: _Front) -> Kind:
+    return Kind.EMPTY if front.ranges is None else sets.ranged(Kind.EMPTY)
 
 
 def _elements(key: VirtualServerKey, kind: Kind, front: _Front, mark: int) -> tuple[Element, ...]:

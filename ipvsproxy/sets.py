@@ -18,6 +18,8 @@ class Kind(Enum):
 
     CLUSTER_IP = "cluster_ip"
     """Masqueraded if it comes from outside the cluster."""
+    EMPTY = "empty"
+    """No endpoint anywhere: refused at once."""
     NO_LOCAL = "no_local"
     """internalTrafficPolicy Local, endpoints elsewhere, none here: dropped."""
     EXTERNAL = "external"
@@ -26,14 +28,15 @@ class Kind(Enum):
     """Sources on this node get the mark of the cluster-wide set; others reach local endpoints, unmasqueraded."""
     EXTERNAL_NO_LOCAL = "external_no_local"
     """As EXTERNAL_LOCAL; others are dropped, for there is no local endpoint."""
+    RANGED_EMPTY = "ranged_empty"
+    """loadBalancerSourceRanges first, then EMPTY; the others likewise."""
     RANGED_EXTERNAL = "ranged_external"
-    """loadBalancerSourceRanges first, then EXTERNAL."""
     RANGED_EXTERNAL_LOCAL = "ranged_external_local"
     RANGED_EXTERNAL_NO_LOCAL = "ranged_external_no_local"
 
 
 def ranged(kind: Kind) -> Kind:
-    """The kind that checks the source ranges first; only external kinds have one."""
+    """The kind that checks the source ranges first; only EMPTY and external kinds have one."""
     return Kind(f"ranged_{kind.value}")
 
 

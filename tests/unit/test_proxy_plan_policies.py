@@ -212,7 +212,7 @@ def test_external_local_without_a_local_endpoint_drops_and_never_leaks() -> None
 def test_external_local_without_any_endpoint_refuses() -> None:
     plan = planned(BALANCER, endpoint_slice("web", "10.0.0.2!@n2"))
     assert not any(line.startswith("-a") for line in shown(plan))
-    assert "service4 203.0.113.1 . tcp . 80 : goto external_local" in elements(plan, "service4")
+    assert "service4 203.0.113.1 . tcp . 80 : goto empty" in elements(plan, "service4")
     assert not plan.plans[BALANCER.key].no_local_external
 
 
@@ -221,7 +221,7 @@ def test_external_local_without_any_endpoint_refuses() -> None:
     [
         ("10.0.0.1@n1 10.0.0.2@n2", "cluster_ip", {"10.0.0.1:80"}),
         ("10.0.0.2@n2", "no_local", set()),
-        ("10.0.0.2!@n2", "cluster_ip", set()),  # nowhere an endpoint: refused rather than dropped
+        ("10.0.0.2!@n2", "empty", set()),  # nowhere an endpoint: refused rather than dropped
     ],
 )
 def test_internal_local_never_leaks_even_with_external_access(endpoints: str, kind: str, servers: set[str]) -> None:

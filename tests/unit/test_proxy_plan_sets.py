@@ -26,8 +26,24 @@ def balancer(*ranges: str, **fields: object) -> object:
     )
 
 
+BACKENDS = (endpoint_slice("web", "10.0.0.1@n2"), endpoint_slice("web", "fd00:244::1@n2", suffix="v6"))
+
+
+def test_a_service_without_endpoints_is_refused_at_every_address() -> None:
+    plan = planned(balancer("10.0.0.0/8"))  # type: ignore[arg-type]
+    assert elements(plan, "service4", "service6") == {
+        "service4 10.96.0.1 . tcp . 80 : goto empty",
+        "service4 203.0.113.1 . tcp . 80 : goto ranged_empty",
+        "service4 198.51.100.1 . tcp . 80 : goto empty",
+        "service4 192.168.1.1 . tcp . 30080 : goto empty",
+        "service6 fd00:96::1 . tcp . 80 : goto empty",
+        "service6 2001:db8::1 . tcp . 80 : goto empty",
+        "service6 fd00:1::1 . tcp . 30080 : goto empty",
+    }
+
+
 def test_every_virtual_server_has_its_claim() -> None:
-    plan = planned(balancer())  # type: ignore[arg-type]
+    plan = planned(balancer(), *BACKENDS)  # type: ignore[arg-type]
     assert elements(plan, "service4", "service6") == {
         "service4 10.96.0.1 . tcp . 80 : goto cluster_ip",
         "service4 203.0.113.1 . tcp . 80 : goto external",
@@ -58,7 +74,7 @@ def test_every_virtual_server_has_its_claim() -> None:
     ],
 )
 def test_source_ranges(ranges: tuple[str, ...], v4: list[str] | None, v6: list[str] | None) -> None:
-    plan = planned(balancer(*ranges))  # type: ignore[arg-type]
+    plan = planned(balancer(*ranges), *BACKENDS)  # type: ignore[arg-type]
     services = elements(plan, "service4", "service6")
     for set_, vip, expected in (("4", "203.0.113.1", v4), ("6", "2001:db8::1", v6)):
         kind = "external" if expected is None else "ranged_external"
@@ -71,7 +87,7 @@ def test_source_ranges(ranges: tuple[str, ...], v4: list[str] | None, v6: list[s
 
 def test_source_ranges_cover_node_ports_if_asked() -> None:
     config = Config(additions=Additions(source_ranges_cover_node_ports=True))
-    plan = planned(balancer("10.0.0.0/8"), config=config)  # type: ignore[arg-type]
+    plan = planned(balancer("10.0.0.0/8"), *BACKENDS, config=config)  # type: ignore[arg-type]
     assert "service4 192.168.1.1 . tcp . 30080 : goto ranged_external" in elements(plan, "service4")
     assert "range4 192.168.1.1 . tcp . 30080 . 10.0.0.0/8" in elements(plan, "range4")
 
@@ -85,7 +101,7 @@ def test_ranges_hold_where_ingress_and_external_ip_are_one_address() -> None:
         external_ips=("203.0.113.1",),
         source_ranges=("10.0.0.0/8",),
     )
-    assert "service4 203.0.113.1 . tcp . 80 : goto ranged_external" in elements(planned(web), "service4")
+    assert "service4 203.0.113.1 . tcp . 80 : goto ranged_external" in elements(planned(web, BACKENDS[0]), "service4")
 
 
 def test_ranged_local() -> None:
