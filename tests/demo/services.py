@@ -39,7 +39,8 @@ def virtual_servers(cluster: Cluster, report: Report) -> None:
     blocks = _virtual_servers(cluster.host("node-a").run(command).stdout)
     shown = {head: reals for head, reals in blocks.items() if _SHOWN.match(head)}
     report.command("node-a", command, [line for head, reals in shown.items() for line in (head, *reals)])
-    heads = {" ".join(head.split()[:3]): len(reals) for head, reals in blocks.items()}
+    # A real server that drains has weight 0, the third column after the arrow.
+    heads = {" ".join(head.split()[:3]): sum(r.split()[3] != "0" for r in reals) for head, reals in blocks.items()}
     wanted = {
         "TCP 10.96.20.1:80 rr": 3,
         "UDP 10.96.20.1:9000 rr": 3,

@@ -16,9 +16,7 @@ from tests.lab.kernel.outcomes import REFUSED, TIMEOUT, Answer, Outcome
 def test_one_line_that_does_not_hold_is_the_verdict() -> None:
     text = io.StringIO()
     report = Report(Console(file=text, width=100))
-    assert not report.good  # nothing was shown yet
     report.check(True, "this holds", "3 ms")
-    assert report.good
     report.check(False, "this does not", seen="something else", remedy="look there")
     report.summary()
     assert not report.good
@@ -26,6 +24,13 @@ def test_one_line_that_does_not_hold_is_the_verdict() -> None:
     assert "✓ this holds: 3 ms" in summary
     assert "✗ this does not\n    seen: something else\n    next: look there" in summary
     assert "1 of 2 do not hold" in summary
+
+
+def test_all_lines_hold_or_none_was_shown() -> None:
+    report = Report(Console(file=io.StringIO()))
+    nothing_shown = report.good
+    report.check(True, "this holds")
+    assert (nothing_shown, report.good) == (False, True)
 
 
 def web(*endpoints: str, spread: bool = True) -> Expectation:
