@@ -66,6 +66,8 @@ A file with one server block may leave its braces away. A backslash at the end o
 reverse zone). The order of plugins in a server block means nothing; only among several `rewrite`, `template`, `acl`
 or `forward` lines does it.
 
+`docs/corefile.md` has the order in which plugins act, and where they differ from CoreDNS on purpose.
+
 ## Default
 
 ```

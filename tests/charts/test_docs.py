@@ -17,6 +17,7 @@ import pytest
 
 from dnsserver import cli as dnsserver
 from ipvsproxy import cli as ipvsproxy
+from ipvsproxy.configfields import KUBE_PROXY_FIELDS, OUR_FIELDS
 from tests.charts.helm import CHARTS, NAMES, ROOT, helm
 from tests.charts.kubeadm import KubeadmCluster
 from tools.helm import fetch
@@ -192,3 +193,32 @@ def _service() -> tuple[object, str, str]:
     from tests.lab.apiserver.kinds import KINDS
 
     return next(k for k in KINDS if k.kind == "Service"), "kube-system", "kube-dns"
+
+
+# -- the docs themselves
+
+
+def test_links_lead_somewhere() -> None:
+    for file in (*DOCS.glob("**/*.md"), *(CHARTS / name / "README.md" for name in NAMES)):
+        text = file.read_text()
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", text):
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
+        for target in re.findall(r"\b(docs/[\w/.-]+\.md)", text):
+            assert (ROOT / target).exists(), f"{file.name}: {target}"
+
+
+def test_every_alert_has_a_first_thing_to_do() -> None:
+    text = (DOCS / "operations.md").read_text()
+    for chart in NAMES:
+        for alert in re.findall(r"- alert: (\w+)", (CHARTS / chart / "alerts.yaml").read_text()):
+            assert f"`{alert}`" in text
+
+
+def test_the_proxys_configuration_is_documented_completely() -> None:
+    """Fields and flags of the manual's tables are those that the daemon reads."""
+    text = (DOCS / "proxy-configuration.md").read_text()
+    rows = re.findall(r"^\| ([a-zA-Z.]+)(?: \(--([\w-]+)\))? \|(?: --([\w-]+) \|)?", text, re.MULTILINE)
+    documented = {field: flag or other for field, other, flag in rows if field not in {"Field", "Annotation"}}
+    read = {name: field.flag for name, field in (KUBE_PROXY_FIELDS | OUR_FIELDS).items()}
+    assert {name: flag for name, flag in documented.items() if name in read} == read
+    assert documented.keys() <= read.keys(), "documented, and not read"
