@@ -78,6 +78,7 @@ async def clean_up(dataplane: DataPlane, *, kube_proxy: bool) -> list[str]:
     """
     from ipvsproxy.applier import Applier  # noqa: PLC0415
     from ipvsproxy.diff import diff  # noqa: PLC0415
+    from ipvsproxy.ipvsadm import sort_key  # noqa: PLC0415
     from ipvsproxy.model import Desired  # noqa: PLC0415
     from ipvsproxy.picture import Picture  # noqa: PLC0415
 
@@ -91,7 +92,7 @@ async def clean_up(dataplane: DataPlane, *, kube_proxy: bool) -> list[str]:
         own = {a.address for a in (await dataplane.read_host()).addresses}
         adopted = left_by_kube_proxy(servers, leftovers, own)
     picture = Picture(servers, vips, elements or (), adopted)
-    gone = picture.owned()
+    gone = sorted(picture.owned(), key=sort_key)
     applier = Applier(dataplane, picture, lambda _name, _outcome, _times: None)
     failures = await applier.apply(diff(Desired({}, {}, {}), picture))
     if failures:
