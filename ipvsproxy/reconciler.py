@@ -538,7 +538,8 @@ class Reconciler:
             fingerprints = await self._dataplane.fingerprints()
             there = dict(await self._dataplane.dump_keys())
             picture = self._applier.picture
-            for key in [k for k in picture.servers if k not in there]:
+            missing = [k for k in picture.servers if k not in there]
+            for key in missing:
                 picture.put_server(key, None)
             known, self._fingerprints = self._fingerprints, fingerprints
             suspects = [
@@ -563,25 +564,29 @@ class Reconciler:
                     while self._pending:
                         failures += await self._portion(PORTION)
                 picture = self._applier.picture
-            picture.vips = await self._dataplane.dump_vips()
+            vips = await self._dataplane.dump_vips()
             elements = await self._dataplane.dump_elements()
         except DataplaneError as error:
             self._around.metrics.audits.labels("failed").inc()
             return [*failures, error]
         if elements is None:
+            picture.vips = vips
             await self._load_table()
-        elif elements != set(picture.elements.values()):
-            self._applier.picture = Picture(picture.servers, picture.vips, elements, picture.adopted)
+        elif vips == picture.vips and elements == set(picture.elements.values()):
+            # Nothing but these can differ, so that nothing else has to be compared.
+            return failures + await self._repair("audit", Delta({}, dict.fromkeys([*missing, *suspects]), {}, {}))
+        else:
+            self._applier.picture = Picture(picture.servers, vips, elements, picture.adopted)
         return failures + await self._repair("audit")
 
-    async def _repair(self, why: str) -> list[DataplaneError]:
-        """Diff everything (in memory) and apply what differs."""
+    async def _repair(self, why: str, delta: Delta | None = None) -> list[DataplaneError]:
+        """Diff everything (in memory), or what `delta` names, and apply what differs."""
         if not await self._applier.reread() and self._applier.table_lost:
             await self._load_table()
             await self._applier.reread()
-        ops = diff(self._planner.desired, self._applier.picture)
-        failures = await self._apply_diff() if ops else []
-        self._track(self._planner.desired.virtual_servers)
+        ops = diff(self._planner.desired, self._applier.picture, delta)
+        failures = await self._apply_diff(delta) if ops else []
+        self._track(self._planner.desired.virtual_servers if delta is None else delta.virtual_servers)
         if why in {"audit", "drift"}:
             self._around.metrics.audits.labels("drift" if ops else "clean").inc()
             if ops:
