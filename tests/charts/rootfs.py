@@ -71,7 +71,7 @@ def _base(home: Path) -> Path:
     if not root.exists():
         _say(f"debootstrap of Debian {_SUITE}")
         aside = _aside(root)
-        _run(["debootstrap", "--variant=minbase", _SUITE, str(aside), _mirror()])
+        _run(["debootstrap", "--variant=minbase", _SUITE, str(aside), *_mirror()])
         aside.rename(root)
     return root
 
@@ -144,12 +144,12 @@ def _download(directory: Path) -> None:
     _run([*argv, "-d", str(directory), "-r", str(ROOT / "requirements.lock")])
 
 
-def _mirror() -> str:
-    """The mirror this machine uses for the release, if it is a Debian; else Debian's own."""
+def _mirror() -> list[str]:
+    """The mirror this machine uses for the release, if it is a Debian; else none, and debootstrap takes its own."""
     files = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     text = "\n".join(f.read_text() for f in files if f.is_file())
     found = re.search(r"https?://\S*/debian/?(?=\s)", text)
-    return found[0] if found else "http://deb.debian.org/debian"
+    return [found[0]] if found else []
 
 
 def _aside(root: Path) -> Path:
