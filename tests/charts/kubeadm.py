@@ -14,12 +14,14 @@ import yaml
 from aiohttp import web
 
 from tests.charts import protobuf
-from tests.charts.test_run import KUBEADM
+from tests.charts.helm import ROOT
 from tests.lab.apiserver.cluster import Target
 from tests.lab.apiserver.kinds import Kind
 from tests.lab.apiserver.server import ApiServer
 
 Object = dict[str, Any]
+KUBE_PROXY_CONFIG = (ROOT / "tests/golden/proxy_kubeadm_config.yaml").read_text()
+"""`config.conf` of kube-proxy's ConfigMap."""
 _MERGE = "application/merge-patch+json"
 
 KINDS = (
@@ -40,7 +42,7 @@ contexts: [{context: {cluster: default, user: default}, name: default}]
 current-context: default
 users: [{name: default, user: {tokenFile: /var/run/secrets/kubernetes.io/serviceaccount/token}}]
 """
-_COREFILE = """\
+COREFILE = """\
 .:53 {
     errors
     health {
@@ -173,8 +175,8 @@ def _runs_on(spec: Object, labels: dict[str, str]) -> bool:
 
 
 def _objects() -> str:
-    config = yaml.safe_dump({"config.conf": KUBEADM.read_text(), "kubeconfig.conf": _KUBECONFIG})
-    corefile = yaml.safe_dump({"Corefile": _COREFILE})
+    config = yaml.safe_dump({"config.conf": KUBE_PROXY_CONFIG, "kubeconfig.conf": _KUBECONFIG})
+    corefile = yaml.safe_dump({"Corefile": COREFILE})
     return f"""
 apiVersion: v1
 kind: Node

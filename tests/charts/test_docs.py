@@ -18,7 +18,7 @@ import pytest
 from dnsserver import cli as dnsserver
 from ipvsproxy import cli as ipvsproxy
 from ipvsproxy.configfields import KUBE_PROXY_FIELDS, OUR_FIELDS
-from tests.charts.helm import CHARTS, NAMES, ROOT, helm
+from tests.charts.helm import CHARTS, NAMES, ROOT, Object, helm
 from tests.charts.kubeadm import KubeadmCluster
 from tools.helm import fetch
 
@@ -123,21 +123,21 @@ def test_installations_in_the_charts_readmes(chart: str) -> None:
 
 
 async def test_from_coredns(shell: Shell) -> None:
-    before = shell.cluster.find(*_service())
-    assert before is not None
+    service: Object = {}
     for command in commands(DOCS / "migrate-from-coredns.md"):
         await shell.good(command)
-        now = shell.cluster.find(*_service())
-        assert now is not None, f"{command} deleted the Service"
-        assert now.value["spec"]["clusterIP"] == "10.96.0.10"
-        assert now.value["spec"]["selector"] == {"k8s-app": "kube-dns"}
+        found = [s for s in shell.cluster.objects("Service") if s["metadata"]["name"] == "kube-dns"]
+        assert found, f"`{command}` deleted the Service"
+        service = found[0]
+        assert service["spec"]["clusterIP"] == "10.96.0.10"
+        assert service["spec"]["selector"] == {"k8s-app": "kube-dns"}
         serving = [
             d["metadata"]["name"]
             for d in shell.cluster.objects("Deployment")
             if d["spec"]["template"]["metadata"]["labels"].get("k8s-app") == "kube-dns" and d["spec"]["replicas"]
         ]
         assert serving, f"after `{command}` nobody answers"
-    assert now.value["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+    assert service["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
 
 
 async def test_a_service_that_is_somebody_elses_is_not_taken(shell: Shell) -> None:
@@ -187,12 +187,6 @@ async def test_from_kube_proxy(shell: Shell) -> None:
         "kube-proxy:1",  # uninstalled, the other node's label not yet taken off
         "kube-proxy:2",
     ]
-
-
-def _service() -> tuple[object, str, str]:
-    from tests.lab.apiserver.kinds import KINDS
-
-    return next(k for k in KINDS if k.kind == "Service"), "kube-system", "kube-dns"
 
 
 # -- the docs themselves

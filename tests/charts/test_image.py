@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.charts import rootfs
-from tests.charts.helm import CHARTS, NAMES, ROOT, template
+from tests.charts.helm import CHARTS, NAMES, ROOT, Object, template
 from tests.charts.test_run import API, NODE, World, clean_up, directory, helm_test, running_proxy, until
+from tests.lab.kernel import selection
 from tests.lab.kernel.net import Net
 
 __all__ = ["directory"]
@@ -79,7 +80,7 @@ def roots() -> dict[str, Path]:
     try:
         return rootfs.build()
     except rootfs.CannotBuild as error:
-        pytest.skip(str(error))
+        (pytest.fail if selection.kernel_required() else pytest.skip)(f"no images: {error}")
 
 
 @pytest.mark.image
@@ -104,7 +105,7 @@ def test_what_is_in_it(roots: dict[str, Path], name: str, record_property: Calla
 @pytest.mark.image
 @pytest.mark.kernel
 def test_the_proxys_image_works(roots: dict[str, Path], net: Net, directory: Path) -> None:
-    values = {"k8sServiceHost": API, "k8sServicePort": 6443, "config": {"clusterCIDR": "10.244.0.0/16"}}
+    values: Object = {"kubeconfigConfigMap": "kube-proxy", "config": {"clusterCIDR": "10.244.0.0/16"}}
     world = World(net, directory, ("ipvsproxy", values))
     world.node.image = str(roots["ipvsproxy"])
     pod, proxy = running_proxy(world)
@@ -116,7 +117,9 @@ def test_the_proxys_image_works(roots: dict[str, Path], net: Net, directory: Pat
 @pytest.mark.image
 @pytest.mark.kernel
 def test_the_dns_servers_image_works(roots: dict[str, Path], net: Net, directory: Path) -> None:
-    world = World(net, directory, ("dnsserver", {"k8sServiceHost": API, "k8sServicePort": 6443}))
+    api: Object = {"k8sServiceHost": API, "k8sServicePort": 6443}
+    joining: Object = {"existingConfigMap": "coredns", "service": {"create": False}, "snapshot": {"enabled": False}}
+    world = World(net, directory, ("dnsserver", api | joining))
     world.node.image = str(roots["dnsserver"])
     pod = world.pod("dnsserver", "Deployment")
     server = pod.start("dnsserver")

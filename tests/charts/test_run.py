@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.charts import kubeadm
 from tests.charts.helm import Object, Rendered, template
 from tests.charts.pods import Node, Pod
 from tests.lab.kernel.fixtures import Kernel
@@ -25,7 +26,6 @@ from tools import reference
 pytestmark = pytest.mark.kernel
 
 NODE, API, CLIENT, POD = "192.168.50.10", "192.168.50.5", "192.168.50.99", "10.244.1.2"
-KUBEADM = Path(__file__).parent.parent / "golden" / "proxy_kubeadm_config.yaml"
 
 CLUSTER = f"""
 apiVersion: v1
@@ -86,9 +86,10 @@ class World:
         for objects in self.rendered.values():
             self.node.add(objects)
         self.node.config_maps["kube-proxy"] = {
-            "config.conf": KUBEADM.read_text(),
+            "config.conf": kubeadm.KUBE_PROXY_CONFIG,
             "kubeconfig.conf": KUBE_PROXY_KUBECONFIG.format(server=f"https://{API}:6443"),
         }
+        self.node.config_maps["coredns"] = {"Corefile": kubeadm.COREFILE}
 
     def _start_api(self) -> Object:
         roles = self.directory / "roles.yaml"
@@ -210,15 +211,8 @@ def test_the_proxy(net: Net, directory: Path) -> None:
     clean_up(world, values)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"existingConfigMap": "kube-proxy", "additions": {"drain": {"grace": "1s"}, "logLevel": "debug"}},
-        {"kubeconfigConfigMap": "kube-proxy", "config": {"clusterCIDR": "10.244.0.0/16"}},
-    ],
-    ids=["its ConfigMap as it is", "its kubeconfig"],
-)
-def test_the_proxy_with_what_kube_proxy_had(net: Net, directory: Path, values: Object) -> None:
+def test_the_proxy_with_kube_proxys_configmap_as_it_is(net: Net, directory: Path) -> None:
+    values: Object = {"existingConfigMap": "kube-proxy", "additions": {"drain": {"grace": "1s"}, "logLevel": "debug"}}
     running_proxy(World(net, directory, ("ipvsproxy", values)))
 
 
@@ -249,51 +243,9 @@ def clean_up(world: World, values: Object) -> None:
     assert done.stop() == 0
 
 
-COREDNS = """
-.:53 {
-    errors
-    health {
-       lameduck 1s
-    }
-    ready
-    kubernetes cluster.local in-addr.arpa ip6.arpa {
-       pods insecure
-       fallthrough in-addr.arpa ip6.arpa
-       ttl 30
-    }
-    prometheus :9153
-    forward . /etc/resolv.conf {
-       max_concurrent 1000
-    }
-    cache 30 {
-       disable success cluster.local
-       disable denial cluster.local
-    }
-    loop
-    reload
-    loadbalance
-}
-"""
-"""kubeadm's, of a recent version; but for a shorter lameduck."""
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"k8sServiceHost": API, "k8sServicePort": 6443, "workers": 2},
-        {
-            "k8sServiceHost": API,
-            "k8sServicePort": 6443,
-            "existingConfigMap": "coredns",
-            "service": {"create": False},
-            "snapshot": {"enabled": False},
-        },
-    ],
-    ids=["servers, two workers", "CoreDNS' ConfigMap"],
-)
-def test_the_dns_server(net: Net, directory: Path, values: Object) -> None:
+def test_the_dns_server(net: Net, directory: Path) -> None:
+    values: Object = {"k8sServiceHost": API, "k8sServicePort": 6443, "workers": 2}
     world = World(net, directory, ("dnsserver", values))
-    world.node.config_maps["coredns"] = {"Corefile": COREDNS}
     pod = world.pod("dnsserver", "Deployment")
 
     server = pod.start("dnsserver")
