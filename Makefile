@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 PACKAGES := kubecore ipvsproxy dnsserver tests tools
 
-.PHONY: help setup test lint types unit kernel bench bench-watch bench-dns bench-proxy demo format lock clean
+.PHONY: help setup test lint types unit kernel bench bench-watch bench-dns bench-proxy demo format image reference lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ test: setup-test lint types kernel  ## everything: lint, types, and the whole su
 
 .PHONY: setup-test
 setup-test:
-	@tools/setup base lab peers
+	@tools/setup base lab peers image
 
 lint: setup  ## ruff format and check, import-linter
 	.venv/bin/ruff format --check .
@@ -49,6 +49,14 @@ bench-proxy: kernel  ## the proxy beside pre-encoded netlink messages, in a fres
 
 demo: kernel  ## the main job, live: a small cluster's service network (MANIFESTS=dir, KEEP=1)
 	@$(PY) -m tests.demo $(if $(MANIFESTS),--manifests $(MANIFESTS)) $(if $(KEEP),--keep)
+
+image: setup  ## the images' roots without Docker, and their sizes (needs root and debootstrap)
+	@tools/setup base image
+	@$(PY) -m tests.charts.rootfs
+
+reference: setup  ## what is made of the code: charts' READMEs, schemas and dashboards, docs of metrics and the Corefile
+	$(PY) -m tools.charts
+	$(PY) -m tools.reference
 
 lock: setup  ## renew the lock files within the bounds of pyproject.toml
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --upgrade \

@@ -56,9 +56,9 @@ def schemas_read_once() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("chart", NAMES)
-def test_lint(chart: str) -> None:
-    assert "0 chart(s) failed" in lint(chart)
+@pytest.mark.parametrize(("chart", "case"), EVERY)
+def test_lint(chart: str, case: str) -> None:
+    assert "0 chart(s) failed" in lint(chart, CASES[chart][case])
 
 
 @pytest.mark.parametrize(("chart", "case"), EVERY)
