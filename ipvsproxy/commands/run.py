@@ -94,6 +94,7 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
     await prepare(config, findings, args.proc_sys)
     if args.init_only:
         return 0
+    _set_oom_score(config.oom_score_adj)
     client: ApiClient | None = None
     source: Source
     if args.source == CLUSTER:
@@ -122,6 +123,21 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
     return 0
+
+
+def _set_oom_score(value: int | None) -> None:
+    """Have the kernel spare this process when memory runs out; without CAP_SYS_RESOURCE it may refuse a lower value."""
+    if value is None:
+        return
+    import structlog  # noqa: PLC0415
+
+    from kubecore import log  # noqa: PLC0415
+
+    file = Path("/proc/self/oom_score_adj")
+    try:
+        file.write_text(f"{value}\n")
+    except OSError as error:
+        structlog.get_logger().info(log.OOM_SCORE_KEPT, wanted=value, error=error.strerror)
 
 
 async def _stop_when_changed(files: Iterable[str | None], stop: asyncio.Event) -> None:
