@@ -15,8 +15,11 @@ import contextlib
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
@@ -189,22 +192,108 @@ async def run(options: Options) -> int:
     return await _Single(options, corefile, config).run()
 
 
-class _Single:
-    """One process that does everything."""
+class MainProcess(ABC):
+    """What one process alone and the supervisor of several share: a cluster to follow, endpoints, and their life cycle.
 
-    def __init__(self, options: Options, corefile: Corefile, config: Config) -> None:
+    Args:
+        options: the command line.
+        corefile: where the configuration comes from.
+        config: the one to begin with.
+        store: what the cluster is told to.
+    """
+
+    _report: ops.Report
+
+    def __init__(self, options: Options, corefile: Corefile, config: Config, store: Store) -> None:
         self._options = options
         self._corefile = corefile
         self._config = config
         self._registry = new_registry()
         ProcessCollector(registry=self._registry)
         self._metrics = ServerMetrics(self._registry, __version__)
-        self._store = Store()
-        self._registry.register(StoreCollector(self._store))
-        self._cluster = Cluster(self._store, options.source)
-        self._engine = Engine(self._store, self._metrics, new_environment(self._registry, self._metrics))
+        self._store = store
+        self._registry.register(StoreCollector(store))
+        self._cluster = Cluster(store, options.source)
         self._ops = OpsServer()
-        self._snapshots = Snapshots(options.snapshot, self._store) if options.snapshot else None
+        self._snapshots = Snapshots(options.snapshot, store) if options.snapshot else None
+
+    @abstractmethod
+    async def run(self) -> int:
+        """Serve until told to stop; the exit code."""
+
+    @abstractmethod
+    async def _apply(self, new: Config) -> None:
+        """Put another configuration to work, or raise and go on with the old one."""
+
+    @abstractmethod
+    async def _finish(self, grace_s: float) -> None:
+        """Answer what is in flight, for no longer than this, and take nothing new."""
+
+    async def _serve(self, signals: Signals, parts: Mapping[str, Coroutine[Any, Any, None]], **told: object) -> int:
+        """Run `parts` and what every main process has until told to stop, then end in order; the exit code.
+
+        Args:
+            signals: what ends, hurries and reloads.
+            parts: coroutines that must not end, by name.
+            told: what the log says of the start.
+        """
+        _log.info(log.PROCESS_STARTED, version=__version__, pid=os.getpid(), source=self._options.source, **told)
+        tasks = [
+            asyncio.create_task(part, name=name)
+            for name, part in {
+                "source": self._cluster.watch(),
+                **parts,
+                "reload": self._reload_on(signals),
+                "health probe": ops.probe_health(
+                    self._ops, lambda: self._config, self._metrics.health_duration, self._metrics.health_failures
+                ),
+                **({"snapshots": self._snapshots.keep()} if self._snapshots is not None else {}),
+            }.items()
+        ]
+        try:
+            await until_stopped(signals, tasks)
+            self._report.ready.stopping = True
+            await lameduck(self._config, signals)
+        finally:
+            await self._finish(0.2 if signals.hurry.is_set() else DRAIN_S)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._snapshots is not None:
+                await self._snapshots.write()
+            await self._cluster.close()
+            await self._ops.stop()
+            _log.info(log.PROCESS_STOPPED)
+        return 0
+
+    async def _reload_on(self, signals: Signals) -> None:
+        while True:
+            await next_look(self._config, signals.reload)
+            try:
+                await self._reload()
+            except CorefileError as error:
+                self._metrics.reload_failed.inc()
+                _log.error(log.DNS_CONFIG_REJECTED, problems=[str(p) for p in error.problems])
+            except Exception as error:  # whatever it is, what runs goes on
+                self._metrics.reload_failed.inc()
+                _log.error(log.DNS_CONFIG_REJECTED, problems=[str(error)])
+
+    async def _reload(self) -> None:
+        new = self._corefile.changed(self._config)
+        if new is None:
+            return
+        await self._apply(new)
+        self._config = new
+        await ops.configure(self._ops, new, self._report)
+        _log.info(log.DNS_CONFIG_RELOADED, digest=new.digest[:16])
+
+
+class _Single(MainProcess):
+    """One process that does everything."""
+
+    def __init__(self, options: Options, corefile: Corefile, config: Config) -> None:
+        super().__init__(options, corefile, config, Store())
+        self._engine = Engine(self._store, self._metrics, new_environment(self._registry, self._metrics))
         self._report = ops.Report(
             healthy=lambda: (200, "OK"),
             ready=ops.Readiness(self._not_ready),
@@ -233,44 +322,11 @@ class _Single:
         await self._cluster.follow(self._config, timeout_s)
         self._engine.be_patient(timeout_s)
         await self._engine.configure(self._config, tuple(sockets), sockets, one=one)
-        _log.info(
-            log.PROCESS_STARTED,
-            version=__version__,
-            pid=os.getpid(),
-            source=self._options.source,
-            listen=[str(address) for address in sockets],
-        )
-        parts = [
-            asyncio.create_task(part, name=name)
-            for name, part in {
-                "source": self._cluster.watch(),
-                "zones": self._engine.follow(),
-                "memory": self._settle(),
-                "reload": self._reload_on(signals),
-                "health probe": ops.probe_health(
-                    self._ops, lambda: self._config, self._metrics.health_duration, self._metrics.health_failures
-                ),
-                **({"snapshots": self._snapshots.keep()} if self._snapshots is not None else {}),
-            }.items()
-        ]
-        try:
-            await until_stopped(signals, parts)
-            self._report.ready.stopping = True
-            await lameduck(self._config, signals)
-        finally:
-            await self._end(parts, signals)
-        return 0
+        parts = {"zones": self._engine.follow(), "memory": self._settle()}
+        return await self._serve(signals, parts, listen=[str(address) for address in sockets])
 
-    async def _end(self, parts: list[asyncio.Task[None]], signals: Signals) -> None:
-        await self._engine.stop(0.2 if signals.hurry.is_set() else DRAIN_S)
-        for task in parts:
-            task.cancel()
-        await asyncio.gather(*parts, return_exceptions=True)
-        if self._snapshots is not None:
-            await self._snapshots.write()
-        await self._cluster.close()
-        await self._ops.stop()
-        _log.info(log.PROCESS_STOPPED)
+    async def _finish(self, grace_s: float) -> None:
+        await self._engine.stop(grace_s)
 
     async def _settle(self) -> None:
         """Once the cluster is listed, most of what is in memory stays there."""
@@ -279,22 +335,7 @@ class _Single:
         settle_memory()
         await asyncio.Event().wait()  # once is enough, but a part that ends stops the daemon
 
-    async def _reload_on(self, signals: Signals) -> None:
-        while True:
-            await next_look(self._config, signals.reload)
-            try:
-                await self._reload()
-            except CorefileError as error:
-                self._metrics.reload_failed.inc()
-                _log.error(log.DNS_CONFIG_REJECTED, problems=[str(p) for p in error.problems])
-            except Exception as error:
-                self._metrics.reload_failed.inc()
-                _log.error(log.DNS_CONFIG_REJECTED, problems=[str(error)])
-
-    async def _reload(self) -> None:
-        new = self._corefile.changed(self._config)
-        if new is None:
-            return
+    async def _apply(self, new: Config) -> None:
         where = layout(new, self._options.listen)
         known = set(self._engine.server.addresses)
         (sockets,) = bind_all(address for address in where if address not in known)
@@ -307,9 +348,6 @@ class _Single:
             for pair in sockets.values():
                 pair.close()
             raise
-        self._config = new
-        await ops.configure(self._ops, new, self._report)
-        _log.info(log.DNS_CONFIG_RELOADED, digest=new.digest[:16])
 
 
 async def until_stopped(signals: Signals, parts: list[asyncio.Task[None]]) -> None:

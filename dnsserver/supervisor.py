@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import pickle
 import random
 import socket
@@ -23,32 +22,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import structlog
-from prometheus_client import ProcessCollector
 
 from dnsserver import link, ops
-from dnsserver.configuration import Corefile, bind_all, next_look
-from dnsserver.corefile import CorefileError
+from dnsserver.configuration import Corefile, bind_all
 from dnsserver.corefile_model import Config
 from dnsserver.daemon import (
     DRAIN_S,
-    Cluster,
+    MainProcess,
     Options,
     Signals,
-    lameduck,
     load,
     needs_new_source,
     startup_timeout_s,
-    until_stopped,
 )
 from dnsserver.engine import layout
-from dnsserver.metrics import MergedFigures, ServerMetrics, snapshot
+from dnsserver.metrics import MergedFigures, snapshot
 from dnsserver.server import ListenAddress, Sockets
-from dnsserver.warmstart import Snapshots
-from kubecore import __version__, log
+from kubecore import log
 from kubecore.backoff import Backoff
-from kubecore.metrics import StoreCollector
 from kubecore.model import Event, Listed, ListStarted, Resource, Upsert
-from kubecore.opsserver import OpsServer, new_registry
 from kubecore.store import Store
 
 _log = structlog.get_logger()
@@ -116,22 +108,13 @@ class _Worker:
         return [fd for pair in self.sockets.values() for fd in (pair.udp.fileno(), pair.tcp.fileno())]
 
 
-class Supervisor:
+class Supervisor(MainProcess):
     """See the module's words."""
 
     def __init__(self, options: Options, corefile: Corefile, config: Config) -> None:
-        self._options = options
-        self._corefile = corefile
-        self._config = config
-        self._registry = new_registry()
-        ProcessCollector(registry=self._registry)
-        self._metrics = ServerMetrics(self._registry, __version__)
-        self._store = _ToldStore()
-        self._registry.register(StoreCollector(self._store))
+        self._told = _ToldStore()
+        super().__init__(options, corefile, config, self._told)
         self._merged = MergedFigures()
-        self._cluster = Cluster(self._store, options.source)
-        self._snapshots = Snapshots(options.snapshot, self._store) if options.snapshot else None
-        self._ops = OpsServer()
         self._report = ops.Report(self._healthy, ops.Readiness(self._not_ready), self._merged, self._refresh)
         self._workers: list[_Worker] = []
         self._keepers: dict[_Worker, asyncio.Task[None]] = {}
@@ -150,43 +133,13 @@ class Supervisor:
         self._patient_until_s = time.monotonic() + timeout_s
         await self._cluster.follow(self._config, timeout_s)
         self._hire(copies)
-        _log.info(
-            log.PROCESS_STARTED,
-            version=__version__,
-            pid=os.getpid(),
-            source=self._options.source,
-            listen=[str(address) for address in copies[0]],
-            workers=self._options.workers,
-        )
-        parts = [
-            asyncio.create_task(part, name=name)
-            for name, part in {
-                "source": self._cluster.watch(),
-                "events": self._ship(),
-                "watchdog": self._watch_silence(),
-                "reload": self._reload_on(signals),
-                "health probe": ops.probe_health(
-                    self._ops, lambda: self._config, self._metrics.health_duration, self._metrics.health_failures
-                ),
-                **({"snapshots": self._snapshots.keep()} if self._snapshots is not None else {}),
-            }.items()
-        ]
-        try:
-            await until_stopped(signals, parts)
-            self._report.ready.stopping = True
-            await lameduck(self._config, signals)
-        finally:
-            self._stopping = True
-            await self._dismiss(self._workers, 0.2 if signals.hurry.is_set() else DRAIN_S)
-            for task in parts:
-                task.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
-            if self._snapshots is not None:
-                await self._snapshots.write()
-            await self._cluster.close()
-            await self._ops.stop()
-            _log.info(log.PROCESS_STOPPED)
-        return 0
+        parts = {"events": self._ship(), "watchdog": self._watch_silence()}
+        listen = [str(address) for address in copies[0]]
+        return await self._serve(signals, parts, listen=listen, workers=self._options.workers)
+
+    async def _finish(self, grace_s: float) -> None:
+        self._stopping = True
+        await self._dismiss(self._workers, grace_s)
 
     # -- workers come and go
 
@@ -342,13 +295,13 @@ class Supervisor:
     async def _ship(self) -> None:
         """Pass every event on, a frame for all workers alike."""
         while True:
-            await self._store.news.wait()
+            await self._told.news.wait()
             self._flush(EVENTS_A_FRAME)
             await asyncio.sleep(0)
 
     def _flush(self, limit: int | None = None) -> None:
         """Send what the store was told since the last time; at most `limit` events in one frame."""
-        told = self._store.told
+        told = self._told.told
         while told:
             events = [told.popleft() for _ in range(min(len(told), EVENTS_A_FRAME))]
             raw = link.frame(link.pack_events(events, time.time()))
@@ -357,26 +310,11 @@ class Supervisor:
             if limit is not None:
                 break
         if not told:
-            self._store.news.clear()
+            self._told.news.clear()
 
     # -- configuration
 
-    async def _reload_on(self, signals: Signals) -> None:
-        while True:
-            await next_look(self._config, signals.reload)
-            try:
-                await self._reload()
-            except CorefileError as error:
-                self._metrics.reload_failed.inc()
-                _log.error(log.DNS_CONFIG_REJECTED, problems=[str(p) for p in error.problems])
-            except Exception as error:  # whatever it is, what runs goes on
-                self._metrics.reload_failed.inc()
-                _log.error(log.DNS_CONFIG_REJECTED, problems=[str(error)])
-
-    async def _reload(self) -> None:
-        new = self._corefile.changed(self._config)
-        if new is None:
-            return
+    async def _apply(self, new: Config) -> None:
         wanted = layout(new, self._options.listen)
         served = self._workers[0].sockets
         fresh = bind_all((a for a in wanted if a not in served), copies=len(self._workers))
@@ -390,8 +328,6 @@ class Supervisor:
             self._config = old
             await self._tell_reload(old)
             raise RuntimeError("; ".join(sorted(errors)))
-        await ops.configure(self._ops, new, self._report)
-        _log.info(log.DNS_CONFIG_RELOADED, digest=new.digest[:16])
 
     async def _tell_reload(self, config: Config) -> set[str]:
         """Have every worker put `config` to work; what they complain of."""
