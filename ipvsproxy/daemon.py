@@ -27,6 +27,7 @@ from ipvsproxy.health import ProxyHealth
 from ipvsproxy.healthserver import ServiceHealthServers, healthz_routes
 from ipvsproxy.metrics import ProxyMetrics, TableCollector, VirtualServerCollector
 from ipvsproxy.model import Problem, Scheduler
+from ipvsproxy.profiling import profiling_routes
 from ipvsproxy.reconciler import Reconciler, Surroundings
 from kubecore import __version__, log
 from kubecore.api import ApiClient
@@ -155,6 +156,7 @@ class Daemon:
             text_route("/healthz", lambda: (200, "ok")),
             text_route("/proxyMode", lambda: (200, "ipvs")),
             text_route("/configz", lambda: (200, _configz(self._config))),
+            *(profiling_routes() if self._config.profiling else ()),
         ]
 
     async def _read_counters(self) -> None:

@@ -128,3 +128,13 @@ def test_a_taken_port_is_tried_again_or_ends_the_daemon(site: Site) -> None:
     result = site.command("run", *site.options(), "--bind-address-hard-fail")
     assert result.code == 1
     assert "10249" in result.stderr
+
+
+def test_profiling(site: Site) -> None:
+    site.start("--profiling")
+    status, body = site.get("http://127.0.0.1:10249/debug/pprof/profile?seconds=0.5&debug=1")
+    assert (status, "function calls" in body) == (200, True), body
+    assert site.get("http://127.0.0.1:10249/debug/pprof/goroutine")[0] == 200
+    site.stop()
+    site.start()
+    assert site.get("http://127.0.0.1:10249/debug/pprof/")[0] == 404
