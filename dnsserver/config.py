@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dnsserver.selectors import Selector
+from kubecore.selectors import LabelSelector
 
 
 class PodsMode(Enum):
@@ -52,8 +52,8 @@ class KubernetesConfig:
     """0..3600. Of every record but `dns-version`; also how long a denial may be kept."""
     namespaces: frozenset[str] = frozenset()
     """Empty: all. Exclusive with `namespace_labels`."""
-    namespace_labels: Selector | None = None
-    labels: Selector | None = None
+    namespace_labels: LabelSelector | None = None
+    labels: LabelSelector | None = None
     """Filters Services, EndpointSlices and Pods."""
     ignore_empty_service: bool = False
     """A ClusterIP Service without ready endpoints is NXDOMAIN."""

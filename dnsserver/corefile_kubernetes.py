@@ -14,7 +14,7 @@ from dnsserver import names
 from dnsserver.config import ApiConfig, ExternalConfig, KubernetesConfig, PodsMode
 from dnsserver.corefile_plugins import Context
 from dnsserver.corefile_syntax import Directive, Invalid, Token
-from dnsserver.selectors import Selector
+from kubecore.selectors import LabelSelector
 
 MAX_TTL_S = 3600
 _REMOVED = {
@@ -75,7 +75,7 @@ def kubernetes(line: Directive, context: Context) -> KubernetesConfig:
         words = values.counted(option, 1)
         text = " ".join(word.text for word in words)
         try:
-            found[option.name.text] = Selector.parse(text)
+            found[option.name.text] = LabelSelector.parse(text)
         except ValueError as error:
             raise Invalid(words[0], str(error), "write it as kubectl's -l takes it") from None
 

@@ -582,7 +582,7 @@ kubernetes cluster.local | upstream          | 'upstream' is not supported in 'k
 kubernetes cluster.local | resyncperiod 5m   | 'resyncperiod' is not supported in 'kubernetes'; remove it: the cluster is watched
 kubernetes cluster.local | multicluster a.b  | 'multicluster' is not supported in 'kubernetes'; the Multi-Cluster Services API is not supported; forward clusterset.local to a server that has it
 kubernetes cluster.local | namespace default | 'namespace' is no option of 'kubernetes'; did you mean 'namespaces'?
-kubernetes cluster.local | labels a ==== b   | 'a ==== b' is no label requirement; write KEY=VALUE, KEY!=VALUE, KEY in (A, B), KEY or !KEY; write it as kubectl's -l takes it
+kubernetes cluster.local | labels a ==== b   | 'a ==== b' is no label requirement; write KEY=VALUE, KEY!=VALUE, KEY in (A, B), KEY notin (A, B), KEY or !KEY; write it as kubectl's -l takes it
 kubernetes cluster.local | endpoint k8s:6443 | 'k8s:6443' is no API endpoint; write https://HOST:PORT
 kubernetes cluster.local | tls a b c         | 'tls' is for an endpoint that is not named; add endpoint https://HOST:PORT
 kubernetes cluster.local | ignore everything | 'everything' is no thing to ignore; one of empty_service, emptyservice

@@ -7,9 +7,9 @@ import pytest
 
 from dnsserver.config import PodsMode
 from dnsserver.explain import explain
-from dnsserver.selectors import Selector
 from dnsserver.zone import Zone
 from kubecore.model import Endpoint, KubeObject
+from kubecore.selectors import LabelSelector
 from tests.dns.cluster import SERIAL, config, namespace, piece, pod, service, state_of
 from tests.dns.notation import question
 
@@ -125,12 +125,12 @@ SAID: list[tuple[dict[str, object], str, list[str]]] = [
         ["Namespace test is not among the directive's namespaces: prod"],
     ),
     (
-        {"namespace_labels": Selector.parse("tier=live")},
+        {"namespace_labels": LabelSelector.parse("tier=live")},
         "web.test.svc.cluster.local. A",
         ["Namespace test is not selected by namespace_labels tier=live"],
     ),
     (
-        {"labels": Selector.parse("app")},
+        {"labels": LabelSelector.parse("app")},
         "web.prod.svc.cluster.local. A",
         ["Service prod/web is not selected by labels app"],
     ),

@@ -8,9 +8,9 @@ import pytest
 from dnsserver.answer import prepare
 from dnsserver.config import PodsMode
 from dnsserver.message import Prepared
-from dnsserver.selectors import Selector
 from dnsserver.zone import Zone
 from kubecore.model import KubeObject
+from kubecore.selectors import LabelSelector
 from kubecore.snapshot import ClusterState
 from tests.dns.cluster import SERIAL, config, namespace, piece, pod, put, remove, service, state_of
 from tests.dns.notation import question
@@ -190,7 +190,7 @@ def test_verified_pods_come_and_go() -> None:
 
 def test_namespace_labels_bring_services_into_sight() -> None:
     zone, state = loaded(
-        service("default/web", "10.96.0.1"), namespace("default"), namespace_labels=Selector.parse("dns=on")
+        service("default/web", "10.96.0.1"), namespace("default"), namespace_labels=LabelSelector.parse("dns=on")
     )
     asked = question("web.default.svc.cluster.local. A")
     absent = prepare(zone, asked)

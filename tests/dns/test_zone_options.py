@@ -8,9 +8,9 @@ from dnsserver.answer import Fallthrough, NeedsTarget, Reply, answer, finish
 from dnsserver.config import PodsMode
 from dnsserver.encode import encode
 from dnsserver.message import Edns, ExtendedError, Message, Rcode
-from dnsserver.selectors import Selector
 from dnsserver.zone import Zone
 from kubecore.model import KubeObject, Listed, Resource
+from kubecore.selectors import LabelSelector
 from kubecore.snapshot import Changes
 from tests.dns.cluster import SERIAL, config, namespace, piece, pod, service, state_of, zone_of
 from tests.dns.notation import expected, query, records, shown
@@ -44,7 +44,7 @@ OBJECTS: list[KubeObject] = [
     service("prod/alias", to="www.example.org"),
 ]
 
-sel = Selector.parse
+sel = LabelSelector.parse
 OPTIONS: list[tuple[dict[str, object], str, str]] = [
     # option, question, answer (the owner is the question's)
     ({}, "prod.svc.cluster.local. A", "NODATA"),
@@ -61,11 +61,11 @@ OPTIONS: list[tuple[dict[str, object], str, str]] = [
     ({"namespace_labels": sel("tier=live")}, "web.test.svc.cluster.local. A", "NXDOMAIN"),
     ({"namespace_labels": sel("tier=live")}, "web.bare.svc.cluster.local. A", "NXDOMAIN"),
     ({"namespace_labels": sel("tier")}, "web.test.svc.cluster.local. A", "5 IN A 10.96.0.2"),
-    ({"namespace_labels": Selector.parse("tier=live")}, "2.0.96.10.in-addr.arpa. PTR", "NXDOMAIN"),
-    ({"labels": Selector.parse("app in (web, api)")}, "web.prod.svc.cluster.local. A", "5 IN A 10.96.0.1"),
+    ({"namespace_labels": LabelSelector.parse("tier=live")}, "2.0.96.10.in-addr.arpa. PTR", "NXDOMAIN"),
+    ({"labels": LabelSelector.parse("app in (web, api)")}, "web.prod.svc.cluster.local. A", "5 IN A 10.96.0.1"),
     ({"labels": sel("app in (web, api)")}, "web.test.svc.cluster.local. A", "NXDOMAIN"),
     ({"labels": sel("!app")}, "set.prod.svc.cluster.local. AAAA", "NODATA"),
-    ({"labels": Selector.parse("!app")}, "web.prod.svc.cluster.local. A", "NXDOMAIN"),
+    ({"labels": LabelSelector.parse("!app")}, "web.prod.svc.cluster.local. A", "NXDOMAIN"),
     ({}, "idle.prod.svc.cluster.local. A", "5 IN A 10.96.0.4"),
     ({"ignore_empty_service": True}, "idle.prod.svc.cluster.local. A", "NXDOMAIN"),
     ({"ignore_empty_service": True}, "web.prod.svc.cluster.local. A", "5 IN A 10.96.0.1"),
@@ -103,7 +103,7 @@ def test_a_denial_is_kept_no_longer_than_five_minutes() -> None:
 
 
 def test_labels_select_slices_and_pods_too() -> None:
-    settings = config(labels=Selector.parse("app=web"), pods=PodsMode.VERIFIED)
+    settings = config(labels=LabelSelector.parse("app=web"), pods=PodsMode.VERIFIED)
     zone = zone_of(
         namespace("prod"),
         service("prod/set", "None", labels=(("app", "web"),)),

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from dnsserver.answer import prepare
 from dnsserver.config import PodsMode
-from dnsserver.selectors import Selector
 from dnsserver.zone import Zone
 from kubecore.model import KubeObject
+from kubecore.selectors import LabelSelector
 from tests.dns.cluster import SERIAL, config, namespace, piece, pod, put, remove, service, state_of
 from tests.dns.notation import question
 
@@ -54,8 +54,8 @@ CONFIGS = st.sampled_from(
         {},
         {"pods": PodsMode.VERIFIED},
         {"pods": PodsMode.INSECURE, "endpoint_pod_names": True, "ignore_empty_service": True},
-        {"labels": Selector.parse("app=x")},
-        {"namespace_labels": Selector.parse("dns=on")},
+        {"labels": LabelSelector.parse("app=x")},
+        {"namespace_labels": LabelSelector.parse("dns=on")},
         {"namespaces": frozenset({"one"})},
         {"noendpoints": True},
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kubecore.selectors import parse_selection
+from kubecore.selectors import LabelSelector, parse_selection
 
 _OBJECT: dict[str, Any] = {
     "metadata": {"name": "web", "namespace": "ns", "labels": {"app": "web", "tier": "front", "empty": ""}},
@@ -20,6 +20,8 @@ _OBJECT: dict[str, Any] = {
         ("", True),
         ("app=web", True),
         ("app==web", True),
+        ("app = web", True),
+        ("app=", False),
         ("app=db", False),
         ("other=x", False),
         ("app!=db", True),
@@ -67,10 +69,39 @@ def test_namespace() -> None:
     assert parse_selection("default").takes({"metadata": {"name": "x"}})
 
 
-@pytest.mark.parametrize("text", ["a b", "a=b=c", "in (x)", "a,,b", "a in x", "!"])
+_NO_LABELS = (
+    "a b",
+    "a=b=c",
+    "in (x)",
+    "a,,b",
+    "a in x",
+    "a in (b",
+    "=x",
+    "a=b c",
+    "-a=b",
+    "a=-b",
+    "a=" + "b" * 64,
+    "!",
+)
+
+
+@pytest.mark.parametrize("text", _NO_LABELS)
 def test_what_is_no_selector_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="is no requirement; write KEY=VALUE"):
+    with pytest.raises(ValueError, match="is no label (requirement; write KEY=VALUE|value)"):
         parse_selection(labels=text)
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_label_selector_is_not_empty(text: str) -> None:
+    with pytest.raises(ValueError, match="empty label selector"):
+        LabelSelector.parse(text)
+
+
+def test_a_label_selector_keeps_its_text() -> None:
+    selector = LabelSelector.parse("app in (web, db)")
+    assert str(selector) == "app in (web, db)"
+    assert selector.matches((("app", "db"), ("tier", "back")))
+    assert not selector.matches(())
 
 
 @pytest.mark.parametrize("text", ["spec.nodeName", "spec.x in (a)", "!spec.x"])
