@@ -38,6 +38,8 @@ MAX_SOA_TTL_S = 300
 _MAX_SRV_RECORDS = 2048
 """More than that fit in no message of 65535 bytes, so that the rest only costs time; TC is set all the same."""
 
+_POD_LABEL = frozenset("0123456789abcdef-")
+
 _Addresses = Callable[[], Iterable[str]]
 
 
@@ -300,6 +302,8 @@ class _Look:
 
 def pod_address(label: str) -> str | None:
     """The canonical address a pod's label stands for (`10-1-2-3`, `2001-db8--1`); None if it stands for none."""
+    if not _POD_LABEL.issuperset(label):
+        return None  # a scope (`%eth0`) or a dotted part would be an address, too
     try:
         if label.count("-") == 3 and "--" not in label:
             return str(ipaddress.IPv4Address(label.replace("-", ".")))

@@ -501,6 +501,9 @@ POD_NAMES = [
         "NOERROR\n 1-2-3-4-5-6-7-8.default.pod.cluster.local. 5 IN AAAA 1:2:3:4:5:6:7:8",
     ),
     ("insecure", "2001-db8--1.default.pod.cluster.local. A", f"NOERROR\n{soa()}"),
+    # only what dashes spell: no scope, and no dots within the label
+    ("insecure", "fe80--1%eth0.default.pod.cluster.local. AAAA", f"NXDOMAIN\n{soa()}"),
+    ("insecure", "--ffff-1\\.2\\.3\\.4.default.pod.cluster.local. AAAA", f"NXDOMAIN\n{soa()}"),
     (
         "verified",
         "10-244-7-1.default.pod.cluster.local. A",
