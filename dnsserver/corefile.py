@@ -111,7 +111,7 @@ def load(source: Path | str, *, env: Mapping[str, str] | None = None, name: str 
     if isinstance(source, Path):
         name, base = str(source), source.parent
         try:
-            text = source.read_text(encoding="utf-8")
+            text = source.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             problem = CorefileProblem(name, 0, f"cannot read the Corefile: {reason}", "name a readable text file")

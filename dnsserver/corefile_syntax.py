@@ -71,6 +71,8 @@ class Token(NamedTuple):
     end_row: int
     """The logical line of its last character: quoted words may span several."""
     quoted: bool = False
+    unclosed: bool = False
+    """Its quote is still open where the text ends."""
 
     @property
     def opens(self) -> bool:
@@ -116,16 +118,16 @@ class Syntax(msgspec.Struct, frozen=True):
 
 
 def tokenize(text: str, file: str) -> list[Token]:
-    """The words of `text`. Never fails: an unclosed quote ends with the text."""
+    """The words of `text`. Never fails: an unclosed quote ends with the text, and its word says so."""
     tokens: list[Token] = []
     word: list[str] = []
     line = row = 1
     start = start_row = 1
     at, size = 0, len(text)
 
-    def finish(*, quoted: bool = False) -> None:
+    def finish(*, quoted: bool = False, unclosed: bool = False) -> None:
         if word or quoted:
-            tokens.append(Token("".join(word), file, start, start_row, row, quoted))
+            tokens.append(Token("".join(word), file, start, start_row, row, quoted, unclosed))
             word.clear()
 
     while at < size:
@@ -155,7 +157,7 @@ def tokenize(text: str, file: str) -> list[Token]:
                 word.append(text[at])
                 at += 1
             at += 1
-            finish(quoted=True)
+            finish(quoted=True, unclosed=at > size)
         else:
             if not word:
                 start, start_row = line, row
@@ -187,7 +189,10 @@ class _Parser:
     def __init__(self, text: str, file: str, base: Path, env: Mapping[str, str]) -> None:
         self._env = env
         self._bases = {file: base}
-        self._tokens = tokenize(text, file)
+        self._problems: list[CorefileProblem] = []
+        self._torn = False
+        """Whether an open quote has swallowed what would have closed braces."""
+        self._tokens = self._words(text, file)
         self._rows = self._tokens[-1].end_row if self._tokens else 0
         self._splices: list[int] = []
         """For each import the cursor is within: the number of words that follow it."""
@@ -195,7 +200,6 @@ class _Parser:
         self._at = 0
         self._snippets: dict[str, list[Token]] = {}
         self._files: list[str] = []
-        self._problems: list[CorefileProblem] = []
 
     def parse(self) -> Syntax:
         blocks: list[Block] = []
@@ -203,6 +207,13 @@ class _Parser:
             if block.keys:
                 blocks.append(block)
         return Syntax(tuple(blocks), tuple(dict.fromkeys(self._files)), tuple(self._problems))
+
+    def _words(self, text: str, file: str) -> list[Token]:
+        words = tokenize(text, file)
+        if words and words[-1].unclosed:
+            self._torn = True
+            self._complain(words[-1], "a quote is never closed", "add the missing '\"'")
+        return words
 
     # -- cursor
 
@@ -285,7 +296,7 @@ class _Parser:
                 self._import(token)
             else:
                 found.append(self._line(token))
-        if opening is not None:
+        if opening is not None and not self._torn:
             self._complain(opening, "'{' is never closed", "add the missing '}'")
         return tuple(found)
 
@@ -325,7 +336,8 @@ class _Parser:
                 break
             body.append(token)
         else:
-            self._complain(at, f"snippet '({name})' is never closed", "add the missing '}'")
+            if not self._torn:
+                self._complain(at, f"snippet '({name})' is never closed", "add the missing '}'")
         if name in self._snippets:
             self._complain(at, f"snippet '({name})' is defined twice", "give one of them another name")
         self._snippets.setdefault(name, body)
@@ -380,7 +392,7 @@ class _Parser:
         for found in paths:
             name = str(found)
             try:
-                text = found.read_text(encoding="utf-8")
+                text = found.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 known = ", ".join(sorted(self._snippets)) or "none"
@@ -390,6 +402,6 @@ class _Parser:
                 continue
             self._files.append(name)
             self._bases[name] = found.parent
-            words += [t._replace(row=t.row + rows, end_row=t.end_row + rows) for t in tokenize(text, name)]
+            words += [t._replace(row=t.row + rows, end_row=t.end_row + rows) for t in self._words(text, name)]
             rows = words[-1].end_row if words else 0
         return words

@@ -185,6 +185,14 @@ def test_files_are_imported_beside_the_importing_file(tmp_path: Path) -> None:
     ]
 
 
+def test_a_byte_order_mark_is_no_word(tmp_path: Path) -> None:
+    (tmp_path / "more").write_bytes(b"\xef\xbb\xbferrors\n")
+    path = tmp_path / "Corefile"
+    path.write_bytes(b"\xef\xbb\xbf.:53 {\r\n import more\r\n whoami\r\n}\r\n")
+    (found,) = load(path).blocks
+    assert (found.errors is not None, found.whoami) == (True, True)
+
+
 def test_a_problem_in_an_imported_file_names_that_file(tmp_path: Path) -> None:
     (tmp_path / "extra").write_text("errors\n\ncahce 30\n")
     path = tmp_path / "Corefile"
@@ -630,6 +638,8 @@ def test_a_mistake_in_an_option(case: str) -> None:
     [
         ("", ["Corefile: no server block; write at least .:53 { forward . /etc/resolv.conf }"]),
         (".:53 {\n whoami\n", ["Corefile:1: '{' is never closed; add the missing '}'"]),
+        (".:53 {\n forward . \"192.0.2.1\n}\n", ["Corefile:2: a quote is never closed; add the missing '\"'"]),
+        ("(s) {\n log . \"x\n}\n. {\n import s\n}\n", ["Corefile:2: a quote is never closed; add the missing '\"'"]),
         (".:53 {\n whoami\n}\n}\n", ["Corefile:4: unexpected '}'; no block is open here: remove it"]),
         (".:53{\n whoami\n}\n", ["Corefile:1: '.:53{' has no space before its brace; write '.:53 {'"]),
         (".:53 {\n health{\n  lameduck 1s\n }\n}\n", ["Corefile:2: 'health{' has no space before its brace; write 'health {'"]),
