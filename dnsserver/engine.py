@@ -33,8 +33,6 @@ from kubecore.store import Store
 
 SERVICES_A_SLICE = 8
 """Changed Services taken in before the event loop gets its turn. One of 1,000 endpoints takes about a millisecond."""
-DENIALS_KEPT_S = 0.25
-"""Denials show the zone's serial; while changes keep coming, it may lag by this much."""
 PATIENT_QUERIES = 1000
 """Queries that may wait for the first lists; more fail at once, so that other zones keep their share of the server."""
 WILDCARDS = ("0.0.0.0", "::")
@@ -97,7 +95,6 @@ class Engine:
         self._running = _Running(Config(blocks=()))
         self._zone_lock = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
-        self._denials: asyncio.TimerHandle | None = None
         self._triggers_s: dict[ObjectKey, float] = {}
         self._began_s = clock()
 
@@ -290,13 +287,6 @@ class Engine:
             self.server.forget_everything()
         elif invalidation.tags:
             self.server.forget(invalidation.tags)
-            if self._denials is None:
-                loop = asyncio.get_running_loop()
-                self._denials = loop.call_later(DENIALS_KEPT_S, self._forget_denials)
-
-    def _forget_denials(self) -> None:
-        self._denials = None
-        self.server.forget_negative()
 
     def _observe_programming(self, changes: Changes) -> None:
         """Measure how long endpoint changes took from the controller to here (KEP-1669's annotation)."""
@@ -319,8 +309,6 @@ class Engine:
 
     async def stop(self, grace_s: float) -> None:
         """Answer what is in flight, close everything."""
-        if self._denials is not None:
-            self._denials.cancel()
         await self.server.stop(grace_s)
         for task in list(self._retiring):
             task.cancel()

@@ -8,8 +8,9 @@ Layers, by cost of a hit:
 
   memo     datagram[2:] -> reply[2:]. Flags, OPT, size and case are all in the key: a hit is right by construction. Only
            queries in lower case are let in, else any client that varies the case would flush it.
-  recipes  for replies whose TTLs count down: the reply cut where they stand. Each second a memo of their own is begun,
-           and filled from the recipes as they are asked for, not from the cache.
+  recipes  for replies of which a few bytes move on: TTLs that count down, the serial that a denial shows. The reply is
+           cut where those stand; a memo of its own is begun each second, or at each change of the cluster, and filled
+           from the recipes as they are asked for.
   tables   the lowered question -> head and tail of the reply; the question goes between as it was asked. One table for
            each combination of what else changes a reply: RD, CD, DO, EDNS or none.
   resolve  the server's look-up in its zones and caches; None means that the chain of plugins has to see the query.
@@ -23,7 +24,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -38,6 +39,11 @@ _MEMO_REPLY_BYTES = 1500
 _FREED_A_TICK = 256
 """Entries of a dead generation given back at a time; all at once would hold the event loop for some ms."""
 _SHAPES = 256
+
+_SERIAL_AT = -20
+"""Where a denial's tail has the serial: the tail ends with the SOA record, and that with serial, refresh, retry, expire
+and minimum (RFC 1035 §3.3.13)."""
+_AFTER_SERIAL = _SERIAL_AT + 4
 
 _RD, _AD, _CD, _DO = 0x0100, 0x0020, 0x0010, 0x8000
 _ONE_QUESTION = b"\0\1\0\0\0\0\0\0"
@@ -55,9 +61,15 @@ class Lasting(Enum):
     UNTIL_CHANGED = 0
     """Until its tag is among those that `HotPath.forget` is told."""
     UNTIL_SERIAL = 1
-    """Also only until any change of its zone: it shows the SOA record."""
+    """The same, but for the serial: it is a denial, and shows the zone's as it is when asked."""
     UNTIL_SECOND = 2
     """Until the clock's second ends: its TTLs count down."""
+
+
+class HasSerial(Protocol):
+    """What a denial is from: a zone."""
+
+    serial: int
 
 
 class Cell:
@@ -82,13 +94,16 @@ class Fast(NamedTuple):
     """The server block's own limit."""
     counts_down: bool = False
     """Only with UNTIL_SECOND: later seconds change nothing but the TTLs, which all are alike, until they reach 0."""
+    shows: HasSerial | None = None
+    """Only with UNTIL_SERIAL, and then always: whose serial the SOA record has that the tail ends with."""
 
 
 Resolve = Callable[[bytes, int, bool, bool], Fast | None]
 """By lower-case name, type (class is IN), DO and CD. None: not without the chain."""
 
-Place = tuple[dict[bytes, Any], bytes]
-"""Where something is kept: a dict and the key in it."""
+Places = list[Any]
+"""Where replies are kept: a dict, a key in it, the next dict, … . Flat, so that the garbage collector has one object to
+look at for each tag."""
 
 
 class Rotation:
@@ -150,6 +165,9 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     """Of all tails."""
     countable: int | None
     """How many records it has, if their TTLs count down together."""
+    shows: HasSerial | None
+    second: int | None
+    """In which alone it is right; None: longer."""
 
     @property
     def tails(self) -> tuple[bytes, ...]:
@@ -189,19 +207,32 @@ class _Recipe(msgspec.Struct, frozen=True, gc=False):
         return Memo(b"", self.cell, Rotation(replies, self.cell), self.tag)
 
 
+class _Denial(msgspec.Struct, frozen=True, gc=False):
+    """A denial without its id, cut where the serial stands."""
+
+    before: bytes
+    after: bytes
+    shows: HasSerial
+    cell: Cell
+    tag: bytes
+    weight: int
+
+    def memo(self) -> Memo:
+        """The reply as of now."""
+        return Memo(self.before + _serial(self.shows) + self.after, self.cell, None, self.tag)
+
+
 class _Generation:
     """What was asked for during one stretch of time."""
 
-    __slots__ = ("index", "memo", "negative", "recipes", "tables", "timed", "weight")
+    __slots__ = ("index", "memo", "recipes", "tables", "weight")
 
     def __init__(self) -> None:
         self.memo: dict[bytes, Memo] = {}
-        self.recipes: dict[bytes, _Recipe] = {}
+        self.recipes: dict[bytes, _Recipe | _Denial] = {}
         self.tables: tuple[dict[bytes, _Entry], ...] = tuple({} for _ in _VARIANTS)
-        self.index: dict[bytes, list[Place]] = {}
+        self.index: dict[bytes, Places] = {}
         """By tag."""
-        self.negative: list[Place] = []
-        self.timed: list[Place] = []
         self.weight = 0
 
 
@@ -217,6 +248,7 @@ class HotPath:
         self._dying: list[dict[bytes, Any]] = []
         self._second = 0
         self._this_second: dict[bytes, Memo] = {}
+        self._this_serial: dict[bytes, Memo] = {}
         self.durations = [0] * (len(DURATION_BOUNDS_S) + 1)
         """Replies by time taken: per bound of `DURATION_BOUNDS_S`, and beyond."""
         self.duration_sum_s = 0.0
@@ -231,9 +263,13 @@ class HotPath:
         """The same for replies that are right for the rest of this second."""
         return self._this_second.get
 
+    def lookup_denied(self) -> Callable[[bytes], Memo | None]:
+        """The same for replies that show the serials of now."""
+        return self._this_serial.get
+
     def reply_to(self, key: bytes) -> bytes | None:
         """The reply by any layer, or None. Key and reply are without the id."""
-        entry = self._young.memo.get(key) or self._this_second.get(key)
+        entry = self._young.memo.get(key) or self._this_second.get(key) or self._this_serial.get(key)
         return self.miss(key) if entry is None else _take(entry)
 
     def miss(self, key: bytes) -> bytes | None:
@@ -242,7 +278,7 @@ class HotPath:
         if recipe is None and (recipe := self._old.recipes.pop(key, None)) is not None:
             self._keep_recipe(key, recipe)
         if recipe is not None:
-            memo = self._this_second_by(key, recipe)
+            memo = self._memo_by(key, recipe)
             if memo is not None:
                 return _take(memo)
             self._young.recipes.pop(key, None)
@@ -262,28 +298,26 @@ class HotPath:
         plain = lower == name
         memo = self._old.memo.pop(key, None) if plain else None
         entry = table.get(question)
+        if entry is not None and entry.second is not None and entry.second != self._second:
+            entry = None
         if entry is None and memo is None:
-            entry = self._old.tables[variant.number].pop(question, None) or self._made(variant, question)
+            entry = self._old.tables[variant.number].pop(question, None)
+            if entry is None or (entry.second is not None and entry.second != self._second):
+                entry = self._made(variant, question)
             if entry is None:
                 return None
             if not plain or entry.tails_bytes > _MEMO_REPLY_BYTES:
                 self._keep(table, question, entry, entry.tails_bytes)
         if plain:
             memo = memo or self._memo(shape, question, entry)
-            if memo is not None and entry is not None and entry.countable is not None:
-                recipe = _recipe(memo, entry.countable, self._second)
-                if recipe is not None:
-                    self._keep_recipe(key, recipe)
-                    self._this_second[key] = memo
-                    return _take(memo)
             if memo is not None:
-                weight = sum(map(len, memo.rotation.choices)) if memo.rotation else len(memo.reply)
-                self._keep(self._young.memo, key, memo, weight)
-                return _take(memo)
+                return _take(self._keep_memo(key, memo, entry, len(shape.opt)))
         if entry is None:
             return None
         tail, rotation = entry.tail, entry.rotation
-        if rotation is not None:
+        if entry.shows is not None:
+            tail = tail[:_SERIAL_AT] + _serial(entry.shows) + tail[_AFTER_SERIAL:]
+        elif rotation is not None:
             tail = rotation.choices[rotation.at]
             rotation.at = (rotation.at + 1) % len(rotation.choices)
         if entry.lower_only and not plain:
@@ -347,38 +381,70 @@ class HotPath:
         rotation = Rotation(prepared.tails, cell) if len(prepared.tails) > 1 else None
         limit = 65535 if self._tcp else fast.max_udp_bytes - 2
         size = sum(map(len, prepared.tails))
+        second = self._second if cell.lasting is Lasting.UNTIL_SECOND else None
         countable = None
         if fast.counts_down:
             countable = sum(int.from_bytes(prepared.counts[at : at + 2], "big") for at in (0, 2, 4))
         return _Entry(
-            head, prepared.tails[0], options, cell, rotation, fast.tag, prepared.lower_only, limit, size, countable
+            head,
+            prepared.tails[0],
+            options,
+            cell,
+            rotation,
+            fast.tag,
+            prepared.lower_only,
+            limit,
+            size,
+            countable,
+            fast.shows,
+            second,
         )
 
     # -- keeping and forgetting
 
+    def _keep_memo(self, key: bytes, memo: Memo, entry: _Entry | None, opt_bytes: int) -> Memo:
+        """Keep a reply where it lasts as long as it is right; what to reply now."""
+        if entry is not None and entry.shows is not None:
+            at = len(memo.reply) + _SERIAL_AT - opt_bytes - len(entry.options)
+            weight = len(memo.reply) + _ENTRY_BYTES
+            denial = _Denial(memo.reply[:at], memo.reply[at + 4 :], entry.shows, memo.cell, memo.tag, weight)
+            self._keep_recipe(key, denial)
+            memo = self._this_serial[key] = denial.memo()
+        elif memo.cell.lasting is Lasting.UNTIL_SECOND:
+            if entry is not None and entry.countable is not None:
+                recipe = _recipe(memo, entry.countable, self._second)
+                if recipe is not None:
+                    self._keep_recipe(key, recipe)
+            self._this_second[key] = memo
+        else:
+            weight = sum(map(len, memo.rotation.choices)) if memo.rotation else len(memo.reply)
+            self._keep(self._young.memo, key, memo, weight)
+        return memo
+
     def _keep(self, table: dict[bytes, Any], key: bytes, value: _Entry | Memo, weight: int) -> None:
         young = self._young
+        if key not in table:  # else it replaces what was right a second ago
+            young.weight += weight + 2 * len(key) + _ENTRY_BYTES
         table[key] = value
-        place = (table, key)
-        match value.cell.lasting:
-            case Lasting.UNTIL_SECOND:
-                young.timed.append(place)
-            case Lasting.UNTIL_SERIAL:
-                young.negative.append(place)
-                young.index.setdefault(value.tag, []).append(place)
-            case Lasting.UNTIL_CHANGED:
-                young.index.setdefault(value.tag, []).append(place)
-        young.weight += weight + 2 * len(key) + _ENTRY_BYTES
+        if value.cell.lasting is not Lasting.UNTIL_SECOND:
+            _note(young.index, value.tag, table, key)
         if young.weight > GENERATION_BYTES:
             self._turn()
 
-    def _keep_recipe(self, key: bytes, recipe: _Recipe) -> None:
-        self._young.recipes[key] = recipe
-        self._young.weight += recipe.weight
-        if self._young.weight > GENERATION_BYTES:
+    def _keep_recipe(self, key: bytes, recipe: _Recipe | _Denial) -> None:
+        young = self._young
+        young.recipes[key] = recipe
+        if isinstance(recipe, _Denial):
+            _note(young.index, recipe.tag, young.recipes, key)
+        young.weight += recipe.weight
+        if young.weight > GENERATION_BYTES:
             self._turn()
 
-    def _this_second_by(self, key: bytes, recipe: _Recipe) -> Memo | None:
+    def _memo_by(self, key: bytes, recipe: _Recipe | _Denial) -> Memo | None:
+        """The reply of now; None if the recipe's time is over."""
+        if isinstance(recipe, _Denial):
+            denial = self._this_serial[key] = recipe.memo()
+            return denial
         memo = recipe.memo(self._second)
         if memo is not None:
             self._this_second[key] = memo
@@ -395,35 +461,34 @@ class HotPath:
         second = int(now_s)
         if second != self._second:
             self._second = second
-            if self._this_second:
-                self._dying.append(self._this_second)
-                self._this_second = {}
-            for generation in (self._young, self._old):
-                # Given back in weight, or popular names that count down would end a generation every few seconds.
-                generation.weight -= sum(2 * len(key) + _ENTRY_BYTES for _, key in generation.timed)
-                _drop(generation.timed)
+            self._bury(self._this_second)
+            self._this_second = {}
         if self._dying:
             self._free()
 
     def forget(self, tags: Collection[bytes]) -> None:
-        """Drop every reply that carries one of these tags."""
+        """Drop every reply that carries one of these tags; denials show the zones' serials of now from here on."""
         for generation in (self._young, self._old):
             for tag in tags:
                 places = generation.index.pop(tag, None)
                 if places is not None:
-                    _drop(places)
-
-    def forget_negative(self) -> None:
-        """Drop every reply that shows a zone's serial."""
-        for generation in (self._young, self._old):
-            _drop(generation.negative)
+                    for i in range(0, len(places), 2):
+                        places[i].pop(places[i + 1], None)
+        self._bury(self._this_serial)
+        self._this_serial = {}
 
     def clear(self) -> None:
         """Forget everything: the configuration changed."""
         self._turn()
         self._turn()
-        self._this_second = {}
+        for passing in (self._this_second, self._this_serial):
+            self._bury(passing)
+        self._this_second, self._this_serial = {}, {}
         self._shapes.clear()
+
+    def _bury(self, dead: dict[bytes, Any]) -> None:
+        if dead:
+            self._dying.append(dead)
 
     def _free(self) -> None:
         dying = self._dying[-1]
@@ -484,10 +549,17 @@ def _ttl_offsets(reply: bytes, records: int) -> Iterator[int]:
         at += 10 + int.from_bytes(reply[at + 8 : at + 10], "big")
 
 
-def _drop(places: list[Place]) -> None:
-    for table, key in places:
-        table.pop(key, None)
-    places.clear()
+def _note(index: dict[bytes, Places], tag: bytes, table: dict[bytes, Any], key: bytes) -> None:
+    """Enter a place under a tag."""
+    places = index.get(tag)
+    if places is None:
+        index[tag] = [table, key]
+    else:
+        places += (table, key)
+
+
+def _serial(zone: HasSerial) -> bytes:
+    return zone.serial.to_bytes(4, "big")
 
 
 def _adds_up(name: bytes) -> bool:

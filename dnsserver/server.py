@@ -189,16 +189,10 @@ class Server:
         return front
 
     def forget(self, tags: Collection[bytes]) -> None:
-        """Drop ready-made replies that carry one of these tags (`Zone.tag`)."""
+        """Drop ready-made replies that carry one of these tags (`Zone.tag`); denials show the serials of now."""
         for front in self._fronts.values():
             for hot in front.hot:
                 hot.forget(tags)
-
-    def forget_negative(self) -> None:
-        """Drop ready-made denials: they show a serial that moved."""
-        for front in self._fronts.values():
-            for hot in front.hot:
-                hot.forget_negative()
 
     def forget_everything(self) -> None:
         """Drop every ready-made reply."""
@@ -216,6 +210,7 @@ class Server:
         if match is None or fast is None:
             return None
         prepared, lasting, tag, plugin = fast
+        zone_here = front.service.zones.get(match.chain)
         zone, rcode = names.to_text(match.zone), prepared.flags & 15
 
         def cell(asked: int, replied: int, do: bool) -> Cell:  # noqa: FBT001 - as Fast has it
@@ -229,13 +224,13 @@ class Server:
             return found
 
         # Within our own zones a name that falls through may become ours at any moment.
-        zone_here = front.service.zones.get(match.chain)
         counts_down = (
             lasting is Lasting.UNTIL_SECOND
             and _only_counts_down(match.chain)
             and (zone_here is None or zone_here.cut(lower) is None)
         )
-        return Fast(prepared, tag, cell, match.chain.bufsize or 65535, counts_down)
+        shows = zone_here if lasting is Lasting.UNTIL_SERIAL else None
+        return Fast(prepared, tag, cell, match.chain.bufsize or 65535, counts_down, shows)
 
     def _from_udp(self, front: Front, data: bytes, peer: udp.Peer, listener: udp.UdpListener) -> None:
         def reply(message: bytes | None) -> None:

@@ -20,6 +20,7 @@ from dnsserver.message import Message, Prepared, Query, Question
 from dnsserver.plugins.base import end_of_chain
 from dnsserver.plugins.kubernetes import Kubernetes
 from dnsserver.zone import Zone
+from kubecore.model import Delete, ObjectKey, Resource, Upsert
 from tests.dns import cluster
 
 A_TAIL = b"\xc0\x0c\0\1\0\1\0\0\0\x1e\0\4\x0a\0\0"
@@ -177,14 +178,35 @@ def test_a_change_drops_what_carries_its_tag_and_nothing_else(told: Told) -> Non
     assert addresses(hot.reply_to(asked("b.example"))) == [1]
 
 
-def test_denials_go_with_every_serial(told: Told) -> None:
-    told.tails, told.lasting = {name("a.example"): (A_TAIL + b"\1",)}, Lasting.UNTIL_SERIAL
-    hot = HotPath(told.resolve)
-    hot.reply_to(asked("a.example"))
-    told.tails[name("a.example")] = (A_TAIL + b"\2",)
-    assert addresses(hot.reply_to(asked("a.example"))) == [1]
-    hot.forget_negative()
-    assert addresses(hot.reply_to(asked("a.example"))) == [2]
+class Serial:
+    serial = 1
+
+
+@pytest.mark.parametrize("extra", [b"", opt(), opt(4096, do=True)])
+@pytest.mark.parametrize("text", ["no.example", "NO.Example"])
+def test_a_denial_shows_the_serial_of_now_and_is_made_once(text: str, extra: bytes) -> None:
+    zone, made = Serial(), []
+    soa = b"\xc0\x0f\0\6\0\1\0\0\0\x1e\0\x16\0\0" + b"%s" + b"\0\0\0\1" * 4
+
+    def resolve(lower: bytes, qtype: int, do: bool, cd: bool) -> Fast:
+        made.append(lower)
+        tail = soa % zone.serial.to_bytes(4, "big")
+        prepared = Prepared(0x8403, b"\0\0\0\1\0\0", (tail,), b"\0\x0f\0\2\0\0")
+        return Fast(prepared, b"tag", lambda *_: Cell(Lasting.UNTIL_SERIAL), shows=zone)
+
+    hot = HotPath(resolve)
+    for serial in (1, 2, 3, 2**32 - 1):
+        zone.serial = serial
+        hot.forget({b"another tag"})
+        for _ in range(3):
+            reply = hot.reply_to(asked(text, opt=extra))
+            assert reply is not None
+            assert dns.message.from_wire(b"\0\0" + reply).authority[0][0].serial == serial
+            assert reply.endswith(extra[:9] + b"\0\6\0\x0f\0\2\0\0" if extra else b"\0\0\0\1" * 4)
+    assert len(made) == 1
+    hot.forget({b"tag"})
+    hot.reply_to(asked(text, opt=extra))
+    assert len(made) == 2
 
 
 def ttl_of(reply: bytes | None) -> int:
@@ -338,6 +360,46 @@ async def test_it_says_what_the_chain_says(text: str) -> None:
                     assert normal(b"\x12\x34" + quick) == normal(encode(message, query))
                     compared += 1
     assert compared > 50 or text.startswith(("out.", "in."))
+
+
+def test_through_changes_it_says_what_the_zone_says() -> None:
+    """Random questions while Services come and go: never an old address, an old denial or an old serial."""
+    rng = random.Random(3)
+    state = cluster.state_of(cluster.namespace("default"))
+    zone = Zone(cluster.config("cluster.local in-addr.arpa", ttl_s=30))
+    zone.load(state, 1.0)
+    texts = [f"s{i}.default.svc.cluster.local" for i in range(6)] + ["_http._tcp.s1.default.svc.cluster.local"]
+    texts += ["a.b.s2.default.svc.cluster.local", "x.nowhere.svc.cluster.local", "cluster.local"]
+
+    def resolve(lower: bytes, qtype: int, do: bool, cd: bool) -> Fast | None:
+        prepared = prepare(zone, Question(lower, lower, qtype))
+        if prepared is None:
+            return None
+        denial = prepared.counts[2:4] != b"\0\0"
+        lasting = Lasting.UNTIL_SERIAL if denial else Lasting.UNTIL_CHANGED
+        return Fast(prepared, zone.tag(lower), lambda *_: Cell(lasting), shows=zone if denial else None)
+
+    hot = HotPath(resolve)
+    for step in range(4000):
+        if step % 7 == 0:
+            key = ObjectKey("default", f"s{rng.randrange(6)}")
+            if rng.random() < 0.4:
+                state.apply_event(Delete(Resource.SERVICES, key))
+            else:
+                made = cluster.service(str(key), f"10.96.0.{rng.randrange(1, 250)}", "http:80")
+                state.apply_event(Upsert(made))
+            hot.forget(zone.apply(state, state.take_changes(), 5.0).tags)
+        hot.tick(step / 100)
+        lower, qtype = name(rng.choice(texts)), rng.choice([1, 28, 33, 6])
+        text = names.to_text(lower)
+        reply = hot.reply_to(asked(text.title() if rng.random() < 0.3 else text, qtype=qtype, opt=opt()))
+        fresh = HotPath(resolve).reply_to(asked(text, qtype=qtype, opt=opt()))
+        if reply is not None:
+            assert fresh is not None
+            assert (
+                normal(b"\0\0" + reply).lower().partition("case:")[2].partition("\n")[2]
+                == (normal(b"\0\0" + fresh).lower().partition("case:")[2].partition("\n")[2])
+            )
 
 
 def test_the_memo_survives_a_long_life(told: Told) -> None:

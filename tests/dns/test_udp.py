@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import itertools
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from dnsserver.hotpath import Cell, Lasting, Memo, Rotation
-from dnsserver.udp import BATCH, SLOT_BYTES, BatchedUdpListener, Peer, UdpListener, udp_socket
+from dnsserver.udp import BATCH, SLOT_BYTES, SMALL_BATCH, BatchedUdpListener, Peer, UdpListener, udp_socket
 
 KINDS = [BatchedUdpListener, UdpListener]
 pytestmark = pytest.mark.parametrize("kind", KINDS, ids=["batched", "plain"])
@@ -34,13 +35,16 @@ class Echo:
     def lookup_timed(self) -> Callable[[bytes], Memo | None]:
         return {b"timed": Memo(b"for a second", self.cell, None, b"")}.get
 
+    def lookup_denied(self) -> Callable[[bytes], Memo | None]:
+        return {b"denied": Memo(b"at this serial", self.cell, None, b"")}.get
+
     def miss(self, key: bytes) -> bytes | None:
         if key.startswith(b"long"):
             return b"L" * int(key[4:])
         return b"re:" + key if key.startswith(b"hot") else None
 
     def reply_to(self, key: bytes) -> bytes | None:
-        entry = self.memo.get(key) or self.lookup_timed()(key)
+        entry = self.memo.get(key) or self.lookup_timed()(key) or self.lookup_denied()(key)
         if entry is None:
             return self.miss(key)
         return entry.rotation.next_reply() if entry.rotation else entry.reply
@@ -112,8 +116,9 @@ async def test_memos_and_turns(kind: type[UdpListener]) -> None:
             b"turn": Memo(b"", server.hot.cell, server.hot.turns, b""),
         }
         client = Client(server.port)
-        client.send(b"aamemo", b"bbturn", b"ccturn", b"ddturn", b"eetimed")
-        assert await client.receive(5) == [b"aakept", b"bbone", b"cctwo", b"ddone", b"eefor a second"]
+        client.send(b"aamemo", b"bbturn", b"ccturn", b"ddturn", b"eetimed", b"ffdenied")
+        expected = [b"aakept", b"bbone", b"cctwo", b"ddone", b"eefor a second", b"ffat this serial"]
+        assert await client.receive(6) == expected
 
 
 async def test_gaps_in_a_batch_send_nothing(kind: type[UdpListener]) -> None:
@@ -123,6 +128,38 @@ async def test_gaps_in_a_batch_send_nothing(kind: type[UdpListener]) -> None:
         got = await client.receive(BATCH, 0.3)
         assert got == [b"%c%cre:hot" % (i, i) for i in range(BATCH) if i % 3]
         assert [data[2:] for data, _ in server.slow] == [b"drop"] * len([i for i in range(BATCH) if not i % 3])
+
+
+async def test_a_flood_of_slow_ones_is_taken_in_small_batches(kind: type[UdpListener]) -> None:
+    with Listening(kind) as server:
+        turns: list[int] = []
+
+        def turn() -> None:
+            turns.append(len(server.slow))
+            if len(server.slow) < 3 * BATCH:
+                asyncio.get_running_loop().call_soon(turn)
+
+        client = Client(server.port)
+        client.send(*(b"%c%cslow" % (i, i) for i in range(3 * BATCH)))
+        turn()
+        got = await client.receive(3 * BATCH)
+        assert got == [b"%c%clate" % (i, i) for i in range(3 * BATCH)]
+        taken = [b - a for a, b in itertools.pairwise(turns)]
+        assert sum(taken) == 3 * BATCH
+        assert max(taken[2:]) <= SMALL_BATCH
+
+
+async def test_easy_ones_are_taken_in_large_batches_again(kind: type[UdpListener]) -> None:
+    with Listening(kind) as server:
+        client = Client(server.port)
+        client.send(*(b"%c%cslow" % (i, i) for i in range(BATCH)))
+        await client.receive(BATCH)
+        client.send(b"aahot")
+        await client.receive(1)
+        server.hot.batches.clear()
+        client.send(*(b"%c%chot" % (i, i) for i in range(BATCH)))
+        assert len(await client.receive(BATCH)) == BATCH
+        assert max(server.hot.batches) > SMALL_BATCH
 
 
 @pytest.mark.parametrize("runt", [b"", b"a", b"ab", b"abc"])
