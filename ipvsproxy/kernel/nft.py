@@ -22,6 +22,7 @@ _ERRNO = {os.strerror(code): code for code in errno.errorcode}
 _ERRNO |= dict.fromkeys(("interval overlaps", "conflicting intervals"), errno.EEXIST)  # nft's own finding
 _QUOTE_CHARS = 120
 _REMEDY = "nft is not there: install package nftables"
+_MODULES = "nf_tables, nft_ct, nft_masq, nft_fib_inet, nft_reject_inet, nft_chain_nat"
 
 
 class Nft:
@@ -63,6 +64,21 @@ class Nft:
         _, text, _ = await self._exec(("nft", "--version"))
         match = re.search(rb"v(\d+(?:\.\d+)*)", text)
         return tuple(int(part) for part in match[1].split(b".")) if match else ()
+
+    async def rehearse(self, script: str) -> None:
+        """Have the kernel look at `script` without doing it.
+
+        Raises: Unsupported, naming modules, if it cannot; DataplaneError (EPERM) without CAP_NET_ADMIN.
+        """
+        async with self._lock:
+            code, _, complaint = await self._exec(("nft", "--check", "-f", "-"), script.encode())
+        if not code:
+            return
+        number, detail = explain(script, complaint)
+        if number == errno.EPERM or os.strerror(errno.EPERM) in complaint:
+            raise error_for(None, errno.EPERM, detail)
+        detail = f"this kernel cannot hold our nftables table: load modules {_MODULES} ({detail})"
+        raise Unsupported(None, number, detail)
 
     async def _exec(self, argv: tuple[str, ...], stdin: bytes = b"") -> tuple[int, bytes, str]:
         try:

@@ -65,9 +65,10 @@ async def check(config: Config) -> Findings:
         warnings.append(f"kernel {_dotted(kernel)} delays clients that reuse a port by a second: 5.9 does not")
     elif kernel < (5, 9):
         warnings.append(f"kernel {_dotted(kernel)} may send a reused port to an endpoint that drains: 5.9 does not")
-    nft = await Nft(nftables.FAMILY, nftables.TABLE).version()
-    if nft < _OLDEST_NFT:
-        raise Unsupported(None, errno.EOPNOTSUPP, f"nft {_dotted(nft)} is too old: install {_dotted(_OLDEST_NFT)}")
+    nft = Nft(nftables.FAMILY, nftables.TABLE)
+    version = await nft.version()
+    if version < _OLDEST_NFT:
+        raise Unsupported(None, errno.EOPNOTSUPP, f"nft {_dotted(version)} is too old: install {_dotted(_OLDEST_NFT)}")
     ipvs = await open_ipvs()
     try:
         schedulers = await available_schedulers(ipvs)
@@ -78,6 +79,7 @@ async def check(config: Config) -> Findings:
             raise Unsupported(None, errno.ENOENT, detail)
     finally:
         ipvs.close()
+    await nft.rehearse(nftables.load(config))
     return Findings(kernel, schedulers, tuple(warnings))
 
 

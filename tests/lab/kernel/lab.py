@@ -75,7 +75,9 @@ class GuestError(Exception):
 class Lab:
     """One booted guest. Make it with `start`; `close` ends it and everything in it."""
 
-    def __init__(self, mode: selection.Mode, kernel: Path | None, memory: str) -> None:
+    def __init__(
+        self, mode: selection.Mode, kernel: Path | None, memory: str, kernel_arguments: Sequence[str] = ()
+    ) -> None:
         self.mode = mode
         self._numbers = itertools.count(1)
         self._nets = itertools.count(1)
@@ -93,7 +95,7 @@ class Lab:
         self._channel = ours
         with self._console.open("wb") as console:
             self._process = subprocess.Popen(
-                self._uml_command(kernel, memory, theirs.fileno())
+                [*self._uml_command(kernel, memory, theirs.fileno()), *kernel_arguments]
                 if kernel is not None
                 else self._host_command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
@@ -116,6 +118,7 @@ class Lab:
         memory: str = "1G",
         preload: Sequence[str] = (),
         build_missing: bool = False,
+        kernel_arguments: Sequence[str] = (),
     ) -> Lab:
         """A booted guest, ready for requests (about a second).
 
@@ -124,6 +127,7 @@ class Lab:
             memory: the size of user-mode Linux's memory, as in `1G`; taken from the host only as it is used.
             preload: modules the agent imports once, which makes `call`s of their functions fast.
             build_missing: build the lab kernel when it is needed and missing (minutes).
+            kernel_arguments: more of user-mode Linux's command line; the host's own kernel takes none.
 
         Raises:
             NoKernelError: there is no usable kernel.
@@ -135,7 +139,9 @@ class Lab:
             choice = selection.choose(mode)
         if choice.mode is None:
             raise NoKernelError(choice.reason)
-        lab = cls(choice.mode, choice.kernel, memory)
+        if kernel_arguments and choice.kernel is None:
+            raise NoKernelError(f"only user-mode Linux can be booted with {' '.join(kernel_arguments)}")
+        lab = cls(choice.mode, choice.kernel, memory, kernel_arguments)
         try:
             lab.release = str(lab._hello.wait(_BOOT_TIMEOUT_S)["hello"])
             if preload:
