@@ -7,7 +7,8 @@ A converter raises `Refused` where the object cannot be used at all, and calls `
 left out. Repeated values (names of nodes and zones, tuples of ports, labels) are shared between objects: with 100,000
 endpoints that is most of the memory.
 
-Source: Kubernetes API reference, KEP-752 (EndpointSlice), KEP-1860 (ipMode), KEP-2433 (hints).
+Source: Kubernetes API reference, KEP-752 (EndpointSlice), KEP-1645 (ServiceImport), KEP-1860 (ipMode), KEP-2433
+(hints).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from kubecore.model import (
     Protocol,
     Service,
     ServiceCIDR,
+    ServiceImport,
     ServiceType,
     TrafficPolicy,
 )
@@ -54,6 +56,8 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
 TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 ZONE_LABEL = "topology.kubernetes.io/zone"
+SERVICE_IMPORT_LABEL = "multicluster.kubernetes.io/service-name"
+SOURCE_CLUSTER_LABEL = "multicluster.kubernetes.io/source-cluster"
 
 _PROTOCOLS = {p.value: p for p in Protocol}
 _SERVICE_TYPES = {t.value: t for t in ServiceType}
@@ -282,6 +286,7 @@ def endpoint_slice(w: wire.EndpointSlice, note: Note) -> EndpointSlice | None:
         raise Refused("addressType", f"{w.address_type!r} is none of IPv4, IPv6, FQDN" if w.address_type else "missing")
     meta = w.metadata
     labels = meta.labels or {}
+    service_import = labels.pop(SERVICE_IMPORT_LABEL, "")
     return EndpointSlice(
         namespace=_namespace(meta),
         name=_name(meta),
@@ -291,7 +296,17 @@ def endpoint_slice(w: wire.EndpointSlice, note: Note) -> EndpointSlice | None:
         endpoints=tuple(_endpoints(w.endpoints or (), family, note)),
         labels=_pairs({k: v for k, v in labels.items() if k != MANAGED_BY_LABEL}),
         trigger_s=_seconds(meta.annotations.get(TRIGGER_ANNOTATION)) if meta.annotations else 0.0,
+        service_import=_intern(service_import),
+        source_cluster=_source_cluster(labels.get(SOURCE_CLUSTER_LABEL, ""), note) if service_import else "",
     )
+
+
+def _source_cluster(text: str, note: Note) -> str:
+    """A cluster's id is a label of its endpoints' names (KEP-2149)."""
+    if text and not _is_label(text.lower()):
+        note(f"metadata.labels.{SOURCE_CLUSTER_LABEL}", f"{text!r} is no DNS label")
+        return ""
+    return sys.intern(text)
 
 
 def _endpoint_ports(
@@ -475,3 +490,26 @@ def service_cidr(w: wire.ServiceCIDR, note: Note) -> ServiceCIDR:
     """A ServiceCIDR."""
     cidrs = (w.spec and w.spec.cidrs) or cast("list[str]", [])
     return ServiceCIDR(name=_name(w.metadata), cidrs=_addresses(cidrs, "spec.cidrs", note, canonical_cidr))
+
+
+def service_import(w: wire.ServiceImport, note: Note) -> ServiceImport:
+    """A ServiceImport; an unknown type counts as ClusterSetIP."""
+    meta, spec = w.metadata, w.spec or wire.ServiceImportSpec()
+    if spec.type not in (None, "", "ClusterSetIP", "Headless"):
+        note("spec.type", f"{spec.type!r} is unknown; taken as ClusterSetIP")
+    headless = spec.type == "Headless"
+    ports = []
+    for i, p in enumerate(spec.ports or ()):
+        protocol = _protocol(p.protocol)
+        if protocol is None:
+            note(f"spec.ports[{i}].protocol", f"{p.protocol!r} is none of TCP, UDP, SCTP")
+        else:
+            ports.append(_shared(Port(_port_name(p.name or "", f"spec.ports[{i}].name"), p.port, protocol)))
+    return ServiceImport(
+        namespace=_namespace(meta),
+        name=_label_name(meta),
+        headless=headless,
+        ips=() if headless else _addresses(spec.ips or (), "spec.ips", note, canonical_ip),
+        ports=_shared(tuple(ports)),
+        labels=_pairs(meta.labels),
+    )

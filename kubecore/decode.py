@@ -25,10 +25,11 @@ KIND_RESOURCES: dict[tuple[str, str], Resource] = {
     ("v1", "Namespace"): Resource.NAMESPACES,
     ("v1", "Pod"): Resource.PODS,
     ("networking.k8s.io/v1", "ServiceCIDR"): Resource.SERVICE_CIDRS,
+    ("multicluster.x-k8s.io/v1alpha1", "ServiceImport"): Resource.SERVICE_IMPORTS,
 }
 """(apiVersion, kind) of what can be decoded."""
 
-NAMESPACED = frozenset({Resource.SERVICES, Resource.ENDPOINT_SLICES, Resource.PODS})
+NAMESPACED = frozenset({Resource.SERVICES, Resource.ENDPOINT_SLICES, Resource.PODS, Resource.SERVICE_IMPORTS})
 
 
 class MalformedBody(ValueError):  # noqa: N818 - names what is malformed
@@ -209,6 +210,7 @@ _CODECS: dict[Resource, _Codec[Any]] = {
         (Resource.NAMESPACES, wire.Namespace, convert.namespace),
         (Resource.PODS, wire.Pod, convert.pod),
         (Resource.SERVICE_CIDRS, wire.ServiceCIDR, convert.service_cidr),
+        (Resource.SERVICE_IMPORTS, wire.ServiceImport, convert.service_import),
     )
 }
 _ENDPOINTS = _Codec(wire.Endpoints, convert.endpoints, resource=Resource.ENDPOINT_SLICES, namespaced=True)

@@ -6,7 +6,7 @@ Knows: what each field means. Must not know: JSON, the API server, IPVS, DNS. Bu
 Addresses are canonical text (`ipaddress.ip_address(x)` compressed, lower case): equal addresses are equal strings.
 A new field costs memory on every node for every object: add it only with its first reader.
 
-Source: Kubernetes API v1 and discovery.k8s.io/v1.
+Source: Kubernetes API v1 and discovery.k8s.io/v1; KEP-1645 (ServiceImport).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Resource(Enum):
     NAMESPACES = "namespaces"
     PODS = "pods"
     SERVICE_CIDRS = "servicecidrs"
+    SERVICE_IMPORTS = "serviceimports"
 
 
 class Protocol(Enum):
@@ -179,6 +180,10 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     """Sorted pairs, without the service-name and managed-by labels; the dnsserver's `labels` option reads them."""
     trigger_s: float = 0.0
     """Annotation `endpoints.kubernetes.io/last-change-trigger-time` as Unix seconds; 0: absent."""
+    service_import: str = ""
+    """The label `multicluster.kubernetes.io/service-name`; empty: belongs to no ServiceImport."""
+    source_cluster: str = ""
+    """The label `multicluster.kubernetes.io/source-cluster`: the cluster the endpoints are in; empty: not said."""
 
     @property
     def key(self) -> ObjectKey:
@@ -189,6 +194,11 @@ class EndpointSlice(msgspec.Struct, frozen=True, gc=False):
     def service_key(self) -> ObjectKey:
         """The Service it belongs to."""
         return ObjectKey(self.namespace, self.service)
+
+    @property
+    def import_key(self) -> ObjectKey:
+        """The ServiceImport it belongs to."""
+        return ObjectKey(self.namespace, self.service_import)
 
 
 class EndpointsSubset(msgspec.Struct, frozen=True, gc=False):
@@ -300,7 +310,27 @@ class ServiceCIDR(msgspec.Struct, frozen=True, gc=False):
         return ObjectKey("", self.name)
 
 
-KubeObject = Service | EndpointSlice | Node | Namespace | Pod | ServiceCIDR
+class ServiceImport(msgspec.Struct, frozen=True, gc=False):
+    """A ServiceImport (multicluster.x-k8s.io/v1alpha1): a Service of the whole cluster set."""
+
+    namespace: str
+    name: str
+    headless: bool = False
+    """`spec.type: Headless`."""
+    ips: tuple[str, ...] = ()
+    """Canonical; empty for a headless one, and until one is allocated."""
+    ports: tuple[Port, ...] = ()
+    """Name, number and protocol."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """Sorted pairs."""
+
+    @property
+    def key(self) -> ObjectKey:
+        """Identity; equals that of the Services it stands for."""
+        return ObjectKey(self.namespace, self.name)
+
+
+KubeObject = Service | EndpointSlice | Node | Namespace | Pod | ServiceCIDR | ServiceImport
 
 RESOURCE_OF: dict[type[KubeObject], Resource] = {
     Service: Resource.SERVICES,
@@ -309,6 +339,7 @@ RESOURCE_OF: dict[type[KubeObject], Resource] = {
     Namespace: Resource.NAMESPACES,
     Pod: Resource.PODS,
     ServiceCIDR: Resource.SERVICE_CIDRS,
+    ServiceImport: Resource.SERVICE_IMPORTS,
 }
 
 

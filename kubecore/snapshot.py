@@ -24,6 +24,7 @@ from kubecore.model import (
     Resource,
     Service,
     ServiceCIDR,
+    ServiceImport,
     Upsert,
 )
 
@@ -38,13 +39,21 @@ class Changes:
     namespaces: frozenset[ObjectKey] = frozenset()
     pods: frozenset[ObjectKey] = frozenset()
     service_cidrs: frozenset[ObjectKey] = frozenset()
+    service_imports: frozenset[ObjectKey] = frozenset()
+    """ServiceImports to be looked at again: as `services`."""
     listed: frozenset[Resource] = frozenset()
     """Resources whose first list became complete."""
 
     def __bool__(self) -> bool:
         """Whether anything changed at all."""
         return bool(
-            self.services or self.nodes or self.namespaces or self.pods or self.service_cidrs or self.listed,
+            self.services
+            or self.nodes
+            or self.namespaces
+            or self.pods
+            or self.service_cidrs
+            or self.service_imports
+            or self.listed
         )
 
 
@@ -87,6 +96,7 @@ class ClusterState:
     def __init__(self) -> None:
         self._tables = {r: _Table() for r in Resource}
         self._slices: dict[ObjectKey, dict[str, EndpointSlice]] = {}
+        self._import_slices: dict[ObjectKey, dict[str, EndpointSlice]] = {}
         self._newly_listed: set[Resource] = set()
 
     # -- reading
@@ -121,10 +131,18 @@ class ClusterState:
         """All ServiceCIDRs."""
         return self._tables[Resource.SERVICE_CIDRS].objects  # type: ignore[return-value]
 
+    @property
+    def service_imports(self) -> Mapping[ObjectKey, ServiceImport]:
+        """All ServiceImports."""
+        return self._tables[Resource.SERVICE_IMPORTS].objects  # type: ignore[return-value]
+
     def slices_of(self, service: ObjectKey) -> tuple[EndpointSlice, ...]:
         """The slices labelled with this Service's name, sorted by name; empty if there are none."""
-        by_name = self._slices.get(service)
-        return tuple(by_name[name] for name in sorted(by_name)) if by_name else ()
+        return _sorted_slices(self._slices.get(service))
+
+    def import_slices_of(self, service_import: ObjectKey) -> tuple[EndpointSlice, ...]:
+        """The slices labelled with this ServiceImport's name, of all clusters; sorted and empty as `slices_of`."""
+        return _sorted_slices(self._import_slices.get(service_import))
 
     def is_listed(self, *resources: Resource) -> bool:
         """Whether each of `resources` has been listed completely at least once."""
@@ -157,12 +175,15 @@ class ClusterState:
         """What differs from the state at the previous call; the first call compares with an empty cluster."""
         tables = self._tables
         services = set(tables[Resource.SERVICES].take())
+        imports = set(tables[Resource.SERVICE_IMPORTS].take())
         slice_table = tables[Resource.ENDPOINT_SLICES]
         before = dict(slice_table.before)
         for key in slice_table.take():
             for obj in (before[key], slice_table.objects.get(key)):
                 if isinstance(obj, EndpointSlice) and obj.service:
                     services.add(obj.service_key)
+                if isinstance(obj, EndpointSlice) and obj.service_import:
+                    imports.add(obj.import_key)
         listed, self._newly_listed = frozenset(self._newly_listed), set()
         return Changes(
             services=frozenset(services),
@@ -170,6 +191,7 @@ class ClusterState:
             namespaces=tables[Resource.NAMESPACES].take(),
             pods=tables[Resource.PODS].take(),
             service_cidrs=tables[Resource.SERVICE_CIDRS].take(),
+            service_imports=frozenset(imports),
             listed=listed,
         )
 
@@ -180,12 +202,13 @@ class ClusterState:
 
     def _index_slice(self, old: KubeObject | None, new: KubeObject | None) -> None:
         if isinstance(old, EndpointSlice) and old.service:
-            by_name = self._slices[old.service_key]
-            del by_name[old.name]
-            if not by_name:
-                del self._slices[old.service_key]
+            _remove(self._slices, old.service_key, old.name)
+        if isinstance(old, EndpointSlice) and old.service_import:
+            _remove(self._import_slices, old.import_key, old.name)
         if isinstance(new, EndpointSlice) and new.service:
             self._slices.setdefault(new.service_key, {})[new.name] = new
+        if isinstance(new, EndpointSlice) and new.service_import:
+            self._import_slices.setdefault(new.import_key, {})[new.name] = new
 
     def _finish_list(self, resource: Resource) -> None:
         table = self._tables[resource]
@@ -205,3 +228,14 @@ class ClusterState:
         del table.objects[key]
         if resource is Resource.ENDPOINT_SLICES:
             self._index_slice(old, None)
+
+
+def _sorted_slices(by_name: Mapping[str, EndpointSlice] | None) -> tuple[EndpointSlice, ...]:
+    return tuple(by_name[name] for name in sorted(by_name)) if by_name else ()
+
+
+def _remove(index: dict[ObjectKey, dict[str, EndpointSlice]], owner: ObjectKey, name: str) -> None:
+    by_name = index[owner]
+    del by_name[name]
+    if not by_name:
+        del index[owner]

@@ -54,6 +54,7 @@ _OBJECTS: dict[Resource, Callable[[ClusterState], Sized]] = {
     Resource.NAMESPACES: lambda s: s.namespaces,
     Resource.PODS: lambda s: s.pods,
     Resource.SERVICE_CIDRS: lambda s: s.service_cidrs,
+    Resource.SERVICE_IMPORTS: lambda s: s.service_imports,
 }
 
 

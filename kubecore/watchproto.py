@@ -39,6 +39,7 @@ _PREFIX = {
     Resource.NAMESPACES: "/api/v1",
     Resource.PODS: "/api/v1",
     Resource.SERVICE_CIDRS: "/apis/networking.k8s.io/v1",
+    Resource.SERVICE_IMPORTS: "/apis/multicluster.x-k8s.io/v1alpha1",
 }
 
 

@@ -3,7 +3,7 @@
 Knows: names and JSON types of fields, and the numeric ranges the API server enforces. Must not know: defaults and
 meaning, which are `decode`'s. Every field may be absent or null, as Go marshals empty lists (`"endpoints": null`).
 
-Source: Kubernetes API v1, discovery.k8s.io/v1, networking.k8s.io/v1.
+Source: Kubernetes API v1, discovery.k8s.io/v1, networking.k8s.io/v1, multicluster.x-k8s.io/v1alpha1.
 """
 
 from __future__ import annotations
@@ -296,6 +296,28 @@ class ServiceCIDR(Object):
     """networking.k8s.io/v1 ServiceCIDR."""
 
     spec: ServiceCIDRSpec | None = None
+
+
+class ImportPort(Wire):
+    """`ServiceImport.spec.ports[]`."""
+
+    port: PortNumber
+    name: str | None = None
+    protocol: str | None = None
+
+
+class ServiceImportSpec(Wire):
+    """`ServiceImport.spec`."""
+
+    type: str | None = None
+    ips: list[str] | None = None
+    ports: list[ImportPort] | None = None
+
+
+class ServiceImport(Object):
+    """multicluster.x-k8s.io/v1alpha1 ServiceImport."""
+
+    spec: ServiceImportSpec | None = None
 
 
 class ListMeta(Wire):

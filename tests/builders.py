@@ -138,6 +138,7 @@ def _contents(state: ClusterState, resource: Resource) -> dict[ObjectKey, KubeOb
         Resource.NAMESPACES: state.namespaces,
         Resource.PODS: state.pods,
         Resource.SERVICE_CIDRS: state.service_cidrs,
+        Resource.SERVICE_IMPORTS: state.service_imports,
     }
     return {k: without_identity(obj) for k, obj in tables[resource].items()}
 

@@ -21,6 +21,7 @@ from kubecore.model import (
     Protocol,
     Service,
     ServiceCIDR,
+    ServiceImport,
     ServiceType,
     TrafficPolicy,
     Upsert,
@@ -117,6 +118,8 @@ def endpoint_slices(draw: st.DrawFn) -> EndpointSlice:
         namespace=draw(namespaces),
         name=draw(st.sampled_from(["slice-1", "slice-2", "slice-3"])),
         service=draw(names | st.just("")),
+        service_import=draw(st.just("") | names),
+        source_cluster=draw(st.sampled_from(["", "east", "west"])),
         family=4 if family == 4 else 6,
         ports=draw(st.lists(ports, max_size=2).map(tuple)),
         endpoints=draw(st.lists(endpoints(ipv4 if family == 4 else ipv6), max_size=4).map(tuple)),
@@ -137,11 +140,12 @@ pods = st.builds(
     labels=labels(),
 )
 service_cidrs = st.builds(ServiceCIDR, name=names, cidrs=st.just(("10.96.0.0/16",)))
+service_imports = st.builds(ServiceImport, namespace=namespaces, name=names, headless=st.booleans())
 
 
 def kube_objects() -> st.SearchStrategy[KubeObject]:
     """Any object."""
-    return st.one_of(services(), endpoint_slices(), nodes, namespace_objects, pods, service_cidrs)
+    return st.one_of(services(), endpoint_slices(), nodes, namespace_objects, pods, service_cidrs, service_imports)
 
 
 def changes() -> st.SearchStrategy[Event]:

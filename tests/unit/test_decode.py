@@ -36,6 +36,7 @@ from kubecore.model import (
     Resource,
     Service,
     ServiceCIDR,
+    ServiceImport,
     ServiceType,
     TrafficPolicy,
 )
@@ -49,6 +50,7 @@ _KINDS = {
     Resource.NAMESPACES: Namespace,
     Resource.PODS: Pod,
     Resource.SERVICE_CIDRS: ServiceCIDR,
+    Resource.SERVICE_IMPORTS: ServiceImport,
 }
 
 
@@ -293,6 +295,52 @@ def test_pod() -> None:
     )
     assert (found.ips, found.ready, found.phase) == (("10.0.0.1", "fd00::1"), True, "Running")
     assert [(p.name, p.port) for p in found.container_ports] == [("http", 8080), ("metrics", 9090)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected", "left_out"),
+    [
+        (
+            "{type: ClusterSetIP, ips: [10.42.0.1, 'FD42::1'], ports: [{name: http, port: 80, protocol: TCP}, {port: 53}]}",
+            {"ips": ("10.42.0.1", "fd42::1"), "ports": (Port("http", 80), Port("", 53))},
+            [],
+        ),
+        ("{type: Headless, ports: [{name: http, port: 80}]}", {"headless": True, "ports": (Port("http", 80),)}, []),
+        ("{type: Headless, ips: [10.42.0.1]}", {"headless": True}, []),
+        ("null", {}, []),
+        ("{type: Odd}", {}, ["spec.type: 'Odd' is unknown; taken as ClusterSetIP"]),
+        ("{ips: [soon]}", {}, ["spec.ips[0]: 'soon' is no IP address"]),
+        ("{ports: [{port: 1, protocol: X}]}", {}, ["spec.ports[0].protocol: 'X' is none of TCP, UDP, SCTP"]),
+    ],
+)
+def test_service_import(spec: str, expected: dict[str, Any], left_out: list[str]) -> None:
+    found, skipped = _decoded(Resource.SERVICE_IMPORTS, f"{{metadata: {{name: web, namespace: ns}}, spec: {spec}}}")
+    assert (found, skipped) == (ServiceImport("ns", "web", **expected), left_out)
+
+
+def test_a_slice_of_another_cluster() -> None:
+    found, skipped = _decoded(
+        Resource.ENDPOINT_SLICES,
+        """
+        metadata:
+          name: web-east
+          namespace: ns
+          labels: {multicluster.kubernetes.io/service-name: web, multicluster.kubernetes.io/source-cluster: east}
+        addressType: IPv4
+        """,
+    )
+    assert (found.service, found.import_key, found.source_cluster) == ("", ObjectKey("ns", "web"), "east")
+    assert skipped == []
+
+
+def test_a_cluster_id_that_is_no_label_names_no_endpoints() -> None:
+    label = "multicluster.kubernetes.io/source-cluster"
+    labels = f"{{multicluster.kubernetes.io/service-name: web, {label}: a.b}}"
+    found, skipped = _decoded(
+        Resource.ENDPOINT_SLICES, f"{{metadata: {{name: x, namespace: ns, labels: {labels}}}, addressType: IPv4}}"
+    )
+    assert (found.service_import, found.source_cluster) == ("web", "")
+    assert skipped == [f"metadata.labels.{label}: 'a.b' is no DNS label"]
 
 
 def test_endpoints_are_read_for_mirroring() -> None:
