@@ -32,6 +32,7 @@ from kubecore.model import (
     Node,
     ObjectKey,
     Pod,
+    Port,
     Protocol,
     Resource,
     Service,
@@ -301,7 +302,7 @@ def test_pod() -> None:
     ("spec", "expected", "left_out"),
     [
         (
-            "{type: ClusterSetIP, ips: [10.42.0.1, 'FD42::1'], ports: [{name: http, port: 80, protocol: TCP}, {port: 53}]}",
+            "{type: ClusterSetIP, ips: [10.42.0.1, 'FD42::1'], ports: [{name: http, port: 80}, {port: 53}]}",
             {"ips": ("10.42.0.1", "fd42::1"), "ports": (Port("http", 80), Port("", 53))},
             [],
         ),
