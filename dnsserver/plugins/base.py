@@ -33,7 +33,7 @@ class Service(Protocol):
 
 
 async def end_of_chain(query: Query) -> Message | None:
-    """REFUSED: no plugin of the server block answers for the name. Plugins compare `next` with it by identity."""
+    """REFUSED, always the same message: no plugin of the server block answers for the name."""
     return REFUSED
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from dnsserver.answer import MAX_ALIASES, Fallthrough, NeedsTarget, Outcome, Reply, answer, finish
 from dnsserver.message import Handler, Message, Query, Question
-from dnsserver.plugins.base import end_of_chain
+from dnsserver.plugins.base import REFUSED
 from dnsserver.zone import Zone
 
 
@@ -35,7 +35,8 @@ async def act(outcome: Outcome | None, query: Query, rest: Handler, ask_self: Ha
         case Reply(message):
             return message
         case Fallthrough(message):
-            return message if rest is end_of_chain else await rest(query)
+            reply = await rest(query)
+            return message if reply is REFUSED else reply  # nobody who comes next knows the name: it is ours to deny
         case NeedsTarget(_, target):
             if query.chased >= MAX_ALIASES:
                 return finish(outcome, None)

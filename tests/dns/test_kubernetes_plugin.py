@@ -6,9 +6,10 @@ import pytest
 
 from dnsserver.encode import encode
 from dnsserver.message import Edns, Message, Query, Rcode
-from dnsserver.plugins.base import end_of_chain
+from dnsserver.plugins.base import Environment, end_of_chain
 from dnsserver.plugins.kubernetes import Kubernetes
 from kubecore.model import KubeObject
+from tests.dns.chains import chain
 from tests.dns.cluster import config, namespace, service, zone_of
 from tests.dns.notation import query, records, shown
 
@@ -55,6 +56,16 @@ async def test_passing_on(asked: str, fallthrough: str | None, passed_on: bool) 
 async def test_nobody_comes_next() -> None:
     link = Kubernetes(zone_of(*OBJECTS, settings=config(fallthrough=".")), end_of_chain, Recorder(None))
     message = await link(query("gone.prod.svc.cluster.local. A"))
+    assert message is not None
+    assert (message.rcode, message.aa) == (Rcode.NXDOMAIN, True)
+
+
+@pytest.mark.parametrize("directives", ["cache 30", "forward example.org 192.0.2.1"])
+async def test_nobody_who_comes_next_knows_the_name(directives: str) -> None:
+    zone = zone_of(*OBJECTS, settings=config(fallthrough="."))
+    env = Environment(kubernetes=lambda _, rest: Kubernetes(zone, rest, end_of_chain))
+    async with chain(f"kubernetes cluster.local {{\n fallthrough\n}}\n{directives}", environment=env) as ask:
+        message = await ask.maybe("gone.prod.svc.cluster.local. A")
     assert message is not None
     assert (message.rcode, message.aa) == (Rcode.NXDOMAIN, True)
 
