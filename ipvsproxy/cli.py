@@ -2,7 +2,8 @@
 
 Knows: argparse. Must not know: what a command does (`commands`). Called by `__main__`.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; `diff` has its own.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration; 2 of `diff` says that something differs, so that there
+every mistake is 1.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    wrong_use = 1 if words[:1] == ["diff"] else 2
+    try:
+        args = parser().parse_args(words)
+    except SystemExit as done:  # argparse has said why
+        return wrong_use if done.code else 0
     try:
         code: int = args.run(args)
     except UsageError as error:
         tell(str(error))
-        return 2
+        return wrong_use
     except SourceError as error:
         tell(f"ipvsproxy: {error}")
         return 1

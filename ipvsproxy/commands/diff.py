@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Compare what this node should be programmed with to what its kernel holds. Needs CAP_NET_ADMIN to read, changes nothing.
-Exit code: 0 equal, 2 different, 1 something could not be read.
+Exit code: 0 equal, 2 different, 1 something is wrong or could not be read.
 """
 
 
@@ -69,9 +69,11 @@ async def operations(config: Config, node_name: str, state: ClusterState) -> lis
     from ipvsproxy.dataplane import CutFlows  # noqa: PLC0415
     from ipvsproxy.diff import diff  # noqa: PLC0415
     from ipvsproxy.kernel.plane import KernelDataPlane  # noqa: PLC0415
+    from ipvsproxy.kernel.preflight import listed_schedulers  # noqa: PLC0415
     from ipvsproxy.nodeview import node_view  # noqa: PLC0415
     from ipvsproxy.picture import Picture  # noqa: PLC0415
     from ipvsproxy.planner import Planner  # noqa: PLC0415
+    from ipvsproxy.site import ALL_SCHEDULERS  # noqa: PLC0415
     from kubecore.model import ObjectKey  # noqa: PLC0415
 
     async with await KernelDataPlane.open() as dataplane:
@@ -87,7 +89,9 @@ async def operations(config: Config, node_name: str, state: ClusterState) -> lis
         nodes=state.nodes.values(),
         bind_address=config.bind_address,
     )
-    planner = Planner(config, view, known_marks=nftables.mark_elements(elements))
+    # As `run`, but where the kernel's list is not to be seen nothing is tried out: a look changes nothing.
+    schedulers = listed_schedulers() or ALL_SCHEDULERS
+    planner = Planner(config, view, schedulers, nftables.mark_elements(elements))
     planner.update(state, state.services)
     return [op for op in diff(planner.desired, picture) if not isinstance(op, CutFlows)]
 

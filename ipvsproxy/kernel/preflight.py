@@ -148,19 +148,19 @@ async def available_schedulers(ipvs: Ipvs, modules: Path = Path("/lib/modules"))
     Read from the kernel's list of modules, so that nothing is loaded by looking. Where that list cannot be seen (a
     container without /lib/modules), or knows of none, each is tried on a virtual server that is deleted at once.
     """
-    names = _schedulers_on_disk(modules / platform.release())
-    if names:
-        return frozenset(s for s in Scheduler if s.value in names)
+    listed = listed_schedulers(modules)
+    if listed:
+        return listed
     return frozenset([s for s in Scheduler if s is not Scheduler.OTHER and await _probe(ipvs, s)])
 
 
-def _schedulers_on_disk(directory: Path) -> set[str]:
-    """Suffixes of ip_vs_* modules in the lists of loadable and built-in modules."""
+def listed_schedulers(modules: Path = Path("/lib/modules")) -> frozenset[Scheduler]:
+    """Those in this kernel's lists of loadable and built-in modules; none where the lists cannot be seen."""
     found: set[str] = set()
     for name in ("modules.dep", "modules.builtin"):
         with contextlib.suppress(OSError):
-            found |= set(re.findall(r"/ip_vs_(\w+)\.ko", (directory / name).read_text()))
-    return found
+            found |= set(re.findall(r"/ip_vs_(\w+)\.ko", (modules / platform.release() / name).read_text()))
+    return frozenset(s for s in Scheduler if s.value in found)
 
 
 async def _probe(ipvs: Ipvs, scheduler: Scheduler) -> bool:

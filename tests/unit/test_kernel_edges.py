@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import platform
 import socket
 import struct
 from pathlib import Path
@@ -161,13 +162,15 @@ def test_kernel_version(release: str, version: tuple[int, ...]) -> None:
 
 
 def test_schedulers_are_read_from_the_modules_there_are(tmp_path: Path) -> None:
-    (tmp_path / "modules.dep").write_text(
+    here = tmp_path / platform.release()
+    here.mkdir()
+    (here / "modules.dep").write_text(
         "kernel/net/netfilter/ipvs/ip_vs_rr.ko.xz: kernel/net/netfilter/ipvs/ip_vs.ko.xz\n"
         "kernel/net/netfilter/ipvs/ip_vs.ko.xz: kernel/net/netfilter/nf_conntrack.ko.xz\n"
     )
-    (tmp_path / "modules.builtin").write_text("kernel/net/netfilter/ipvs/ip_vs_wlc.ko\n")
-    assert preflight._schedulers_on_disk(tmp_path) == {"rr", "wlc"}
-    assert preflight._schedulers_on_disk(tmp_path / "nothing") == set()
+    (here / "modules.builtin").write_text("kernel/net/netfilter/ipvs/ip_vs_wlc.ko\n")
+    assert preflight.listed_schedulers(tmp_path) == {Scheduler.RR, Scheduler.WLC}
+    assert preflight.listed_schedulers(tmp_path / "nothing") == frozenset()
 
 
 # -- nft's complaints

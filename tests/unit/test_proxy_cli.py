@@ -143,3 +143,25 @@ def test_problems_of_services_go_to_stderr(capsys: pytest.CaptureFixture[str], t
     assert (
         "Service default/web: UnknownScheduler: scheduler 'wrrr' is not known, rr is used; did you mean 'wrr'?" in err
     )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("diff", "--output", "xml"),
+        ("diff", "--ipvs-scheduler", "wrrr"),
+        ("diff", "--config", "/nonexistent.yaml"),
+        ("diff", "--source", "/nonexistent", "--node", "n"),
+    ],
+)
+def test_a_mistake_is_no_difference(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (1, "")
+    assert err
+
+
+@pytest.mark.parametrize("argv", [("--help",), ("diff", "--help"), ("--version",)])
+def test_help(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert "ipvsproxy" in out
