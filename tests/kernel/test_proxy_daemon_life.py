@@ -12,7 +12,7 @@ import pytest
 from kubecore.model import LoadBalancerIngress, Node, Service, ServiceType
 from tests.builders import service
 from tests.lab.kernel.net import Net
-from tests.lab.kernel.outcomes import REFUSED, UNREACHABLE, Answer, servers
+from tests.lab.kernel.outcomes import REFUSED, RESET, UNREACHABLE, Answer, servers
 from tests.proxy_daemon import CONFIG, NODE, NODE6, PODS, THIS, Site, backends, until
 
 pytestmark = pytest.mark.kernel
@@ -126,6 +126,26 @@ def test_a_flow_of_datagrams_leaves_a_dead_endpoint_at_once(site: Site, target: 
     until(lambda: set(site.real_servers(f"-u {VIP}")), {P2})
     assert servers([flow.ping()]) == {"p2": 1}, "the same socket, so the same source port"
     assert "10.244.1.5" not in site.node.run("conntrack -L -p udp 2>/dev/null", check=False).stdout
+
+
+@pytest.mark.parametrize("target", [VIP, VIP6, f"{NODE}:30080"])
+def test_an_sctp_association_leaves_a_dead_endpoint_at_once(site: Site, target: str) -> None:
+    ports = "80/SCTP@30080"
+    site.put(THIS, web(ports), *backends("web", "p1 p2", "8080/SCTP"))
+    site.start()
+    held = [site.client.open(target, proto="sctp", source_port=4060 + i) for i in range(2)]
+    first = [c.first for c in held]
+    assert servers(first) == {"p1": 1, "p2": 1}
+    site.put(*backends("web", "p2", "8080/SCTP"))
+    until(lambda: set(site.real_servers(f"--sctp-service {VIP}")), {P2})
+    after = [c.ping() for c in held]
+    kept = next(i for i, answer in enumerate(first) if servers([answer]) == {"p2": 1})
+    assert after[kept] == first[kept], "the association with the endpoint that stays goes on"
+    assert after[1 - kept] == RESET, "the other one does not linger with the dead pod"
+    assert "10.244.1.5" not in site.node.run("conntrack -L -p sctp 2>/dev/null", check=False).stdout
+    held[1 - kept].close(reset=True)
+    again = site.client.connect(target, proto="sctp", source_port=4060 + 1 - kept)
+    assert servers(again) == {"p2": 1}, "the same source port finds the pod that is left"
 
 
 # What somebody does to our state, by the command that does it.
