@@ -6,9 +6,10 @@ retry; error: a human is needed; debug: per query or per packet.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 import structlog
 
@@ -39,9 +40,24 @@ def configure(*, level: str = "info", fmt: LogFormat = "auto", stream: TextIO | 
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Unfailing(out))),
         cache_logger_on_first_use=False,
     )
+
+
+class _Unfailing:
+    """A stream whose failures end nothing: a daemon goes on with a full disk under its log, or with nobody reading."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 # Event names. One line each, by area; a test checks that every name used is listed here and every listed name is used.

@@ -5,8 +5,9 @@ Must not know any plugin. Called by the plugins and by `chain`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -60,8 +61,9 @@ def falls_through(lower: bytes, zones: Iterable[bytes] | None) -> bool:
 
 
 def _to_stdout(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    # Unbuffered: what a full disk or a closed pipe does not take is lost, and fails no query.
+    with contextlib.suppress(OSError):
+        os.write(1, f"{line}\n".encode(errors="replace"))
 
 
 def _no_kubernetes(_config: KubernetesConfig, rest: Handler) -> Handler:

@@ -206,6 +206,7 @@ def server(
     wait: bool = True,
     env: dict[str, str] | None = None,
     directory: Path | None = None,
+    output: str = "",
 ) -> Iterator[Running]:
     """A running server; ready, unless told not to wait.
 
@@ -220,6 +221,7 @@ def server(
         wait: whether to wait for /ready.
         env: added to the environment.
         directory: where to keep its files; default: a temporary one.
+        output: the file it writes its lines to; default: one of its own.
     """
     with contextlib.ExitStack() as stack:
         home = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dnsserver-")))
@@ -232,8 +234,10 @@ def server(
         command += ["--source", source or str(home / "manifests"), "--log-format", "json", *arguments]
         if listen:
             command += ["--listen", f"127.0.0.1:{ports['port']}"]
-        output = stack.enter_context((home / "log").open("wb"))
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | (env or {}))
+        lines = stack.enter_context((home / "log").open("wb"))
+        if output:
+            lines = stack.enter_context(Path(output).open("wb"))
+        process = subprocess.Popen(command, stdout=lines, stderr=lines, env=os.environ | (env or {}))
         running = Running(process, home, ports["port"], ports["health"], ports["ready"], ports["metrics"])
         try:
             if wait:

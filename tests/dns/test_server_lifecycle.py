@@ -63,6 +63,14 @@ def test_metrics_count_what_was_refused_at_the_door() -> None:
         assert running.metric(r'coredns_dns_responses_total\{.*rcode="NOTIMP".*zone="dropped"') == 1
 
 
+def test_a_full_disk_under_the_logs_is_not_noticed_by_clients() -> None:
+    with server(output="/dev/full", more="log\nforward . 127.0.0.1:1") as running:
+        for _ in range(3):
+            assert running.ask("web.default.svc.cluster.local") == "NOERROR 10.96.0.10"
+        assert running.ask("www.example.org") == "SERVFAIL"
+        assert running.process.poll() is None
+
+
 def test_a_change_of_the_manifests_is_seen() -> None:
     with server() as running:
         assert running.ask(WEB) == WEB_IS_THERE

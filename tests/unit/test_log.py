@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import json
 import re
 from pathlib import Path
 
+import pytest
 import structlog
 
 from kubecore import log
@@ -50,6 +52,20 @@ def test_events_are_json_where_there_is_no_terminal() -> None:
     structlog.get_logger().info(log.PROCESS_STARTED, version="1.2")
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [(e["event"], e["level"], e["version"]) for e in lines] == [("process.daemon.started", "info", "1.2")]
+
+
+class _FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fmt", ["json", "console"])
+def test_an_event_that_cannot_be_written_ends_nothing(fmt: log.LogFormat) -> None:
+    log.configure(fmt=fmt, stream=_FullDisk())
+    structlog.get_logger().error(log.PROCESS_STOPPED)
 
 
 def test_events_are_lines_for_people_on_a_console() -> None:
