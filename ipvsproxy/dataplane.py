@@ -5,7 +5,7 @@ Every operation carries its whole meaning; repeating one is harmless or raises A
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol as Interface
 
 import msgspec
@@ -21,7 +21,7 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
-from kubecore.model import Protocol
+from kubecore.model import Family, Protocol
 
 
 class AddVirtualServer(msgspec.Struct, frozen=True, gc=False):
@@ -159,6 +159,9 @@ class DataPlane(Interface):
 
     Nothing here flushes; nothing touches what was not named.
     """
+
+    on_flows_cut: Callable[[Family, int, float], None]
+    """Told of each round of CutFlows in a family: how many flows were deleted, and the seconds it took."""
 
     async def apply(self, ops: Sequence[Op]) -> list[DataplaneError | None]:
         """Do `ops` in order, in as few system calls as possible; one result each, None for success.

@@ -65,7 +65,7 @@ class ProxyMetrics:
         )
         self.no_local_endpoints = Gauge(
             names("sync_proxy_rules_no_local_endpoints_total"),
-            "Services with a Local policy and no local endpoint",
+            "Services with a Local policy, endpoints elsewhere and none on this node",
             [*family, "traffic_policy"],
             registry=registry,
         )
@@ -81,6 +81,12 @@ class ProxyMetrics:
             registry=registry,
         )
         self.flows_cut = Counter(names("conntrack_reconciler_deleted_entries"), "Flows cut", family, registry=registry)
+        self.table_failures = Counter(
+            names("sync_proxy_rules_iptables_restore_failures"),
+            "Failed changes of the nftables table, which is here what iptables is to kube-proxy",
+            family,
+            registry=registry,
+        )
         self.operations = Counter(
             "ipvsproxy_operations", "Kernel operations by kind and outcome", ["operation", "outcome"], registry=registry
         )
@@ -96,9 +102,6 @@ class ProxyMetrics:
         self.drift_repaired = Counter(
             "ipvsproxy_drift_repaired", "Operations that put back what somebody else changed", registry=registry
         )
-        self.skipped_objects = Counter(
-            "ipvsproxy_objects_skipped", "Malformed objects or fields left out", ["resource"], registry=registry
-        )
         for label in self._families:
             for metric in (
                 self.sync_duration,
@@ -107,6 +110,7 @@ class ProxyMetrics:
                 self.programming,
                 self.flow_cut_duration,
                 self.flows_cut,
+                self.table_failures,
             ):
                 metric.labels(label)
             for policy in ("internal", "external"):
@@ -118,10 +122,29 @@ class ProxyMetrics:
             self.sync_duration.labels(label).observe(seconds)
             self.last_sync.labels(label).set(now_s)
 
-    def queued(self, now_s: float) -> None:
-        """A change arrived."""
+    def queued(self, now_s: float, services: int, slices: int) -> None:
+        """So many changes of Services and of EndpointSlices arrived; they are pending until `in_step`."""
         for label in self._families:
             self.last_queued.labels(label).set(now_s)
+        self.service_changes.inc(services)
+        self.service_changes_pending.inc(services)
+        self.endpoint_changes.inc(slices)
+        self.endpoint_changes_pending.inc(slices)
+
+    def in_step(self) -> None:
+        """The kernel has all that arrived."""
+        self.service_changes_pending.set(0)
+        self.endpoint_changes_pending.set(0)
+
+    def cut(self, family: Family, flows: int, seconds: float) -> None:
+        """Flows of endpoints that are gone were deleted from connection tracking."""
+        self.flows_cut.labels(f"IPv{family}").inc(flows)
+        self.flow_cut_duration.labels(f"IPv{family}").observe(seconds)
+
+    def table_failed(self, times: int) -> None:
+        """Changes of our table failed; it holds both families."""
+        for label in self._families:
+            self.table_failures.labels(label).inc(times)
 
 
 class TableCollector(Collector):

@@ -168,7 +168,13 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._host = HostNetwork()
         self._problems: dict[ObjectKey, frozenset[Problem]] = {}
-        self._no_local: dict[str, set[ObjectKey]] = {"internal": set(), "external": set()}
+        self._no_local: dict[tuple[str, Family], set[ObjectKey]] = {
+            (policy, family): set() for policy in ("internal", "external") for family in FAMILIES
+        }
+        self._events_seen = {Resource.SERVICES: 0, Resource.ENDPOINT_SLICES: 0}
+        self._measured: dict[ObjectKey, dict[str, float]] = {}
+        """Trigger times of slices whose programming was measured, by Service and slice."""
+        dataplane.on_flows_cut = around.metrics.cut
         self._legacy: set[str] = set()
         self._counters_at_s = 0.0
         self._audit_cost_s = 0.0
@@ -334,6 +340,7 @@ class Reconciler:
         picture = Picture(servers, vips, elements, adopted)
         self._applier = Applier(dataplane, picture, self._count)
         self._store.take_changes()  # everything is planned below
+        self._note_queued()
         self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements))
         await self._load_table()
         state = self._store.state
@@ -389,14 +396,9 @@ class Reconciler:
         if not changes and not news:
             return False
         if changes.services:
-            self._around.metrics.queued(self._clock.time())
-            self._around.health.queued(self._clock.time())
+            self._note_queued()
             self.in_step.clear()
-            self._around.metrics.service_changes.inc(len(changes.services))
             self._pending.add(in_order(self._store.state, changes.services), PORTION)
-            self._around.metrics.service_changes_pending.set(
-                len(self._pending.fresh) + len(self._pending.backlog),
-            )
         if news & {"address", "link"}:
             self._host = await self._dataplane.read_host()
         if changes.nodes or news & {"address", "link"}:
@@ -404,6 +406,16 @@ class Reconciler:
         if news & {"route", "nft"}:
             failures += await self._look_again(news)
         return True
+
+    def _note_queued(self) -> None:
+        now_s = self._clock.time()
+        new = {}
+        for resource, seen in self._events_seen.items():
+            figures = self._store.figures[resource]
+            self._events_seen[resource] = figures.upserts + figures.deletes
+            new[resource] = self._events_seen[resource] - seen
+        self._around.metrics.queued(now_s, new[Resource.SERVICES], new[Resource.ENDPOINT_SLICES])
+        self._around.health.queued(now_s)
 
     async def _portion(self, limit: int) -> list[DataplaneError]:
         return await self._program(self._pending.take(limit))
@@ -622,8 +634,8 @@ class Reconciler:
         if seconds is None:
             return
         around.metrics.synced(seconds, self._clock.time())
-        around.metrics.service_changes_pending.set(0)
         if not failures and not self._pending:
+            around.metrics.in_step()
             self.in_step.set()
 
     def _blame(self, error: DataplaneError) -> str:
@@ -637,6 +649,8 @@ class Reconciler:
 
     def _count(self, operation: str, outcome: str, times: int) -> None:
         self._around.metrics.operations.labels(operation, outcome).inc(times)
+        if (operation, outcome) == ("ChangeElements", "failed"):
+            self._around.metrics.table_failed(times)
 
     # -- telling
 
@@ -652,16 +666,16 @@ class Reconciler:
             else:
                 self._problems.pop(key, None)
             plan = self._planner.plans.get(key)
-            _mark(self._no_local["internal"], key, present=plan is not None and plan.no_local_internal)
-            _mark(self._no_local["external"], key, present=plan is not None and plan.no_local_external)
+            for (policy, family), held in self._no_local.items():
+                lacking = getattr(plan, f"no_local_{policy}", ())
+                (held.add if family in lacking else held.discard)(key)
             wanted = self._planner.health_check(key)
             running = self._around.health_servers.ports.get(key)
             if wanted is not None:
                 self._around.health_servers.set_count(key, wanted.local_ready)
             rebind |= (wanted.port if wanted else None) != running
-        for policy, held in self._no_local.items():
-            for label in ("IPv4", "IPv6"):
-                self._around.metrics.no_local_endpoints.labels(label, policy).set(len(held))
+        for (policy, family), held in self._no_local.items():
+            self._around.metrics.no_local_endpoints.labels(f"IPv{family}", policy).set(len(held))
         if rebind:
             await self._serve_health_checks()
 
@@ -674,11 +688,15 @@ class Reconciler:
         await self._around.health_servers.reconcile(wanted, addresses)
 
     def _measure_programming(self, services: Iterable[ObjectKey]) -> None:
-        """kube-proxy's network programming latency: from the last change of an endpoint to now."""
+        """kube-proxy's network programming latency: from the last change of an endpoint to now, once a change."""
         now_s = self._clock.time()
         for key in services:
+            before = self._measured.pop(key, {})
             for piece in self._store.state.slices_of(key):
-                if piece.trigger_s >= self._started_s:
+                if piece.trigger_s < self._started_s:
+                    continue
+                self._measured.setdefault(key, {})[piece.name] = piece.trigger_s
+                if before.get(piece.name) != piece.trigger_s:
                     label = f"IPv{piece.family}"
                     self._around.metrics.programming.labels(label).observe(max(0.0, now_s - piece.trigger_s))
 
@@ -697,10 +715,6 @@ def _without_garbage_collection() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
-
-
-def _mark(held: set[ObjectKey], key: ObjectKey, *, present: bool) -> None:
-    (held.add if present else held.discard)(key)
 
 
 def _portions(items: list[_T], size: int) -> Iterable[list[_T]]:

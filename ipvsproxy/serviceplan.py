@@ -84,9 +84,9 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False):
     health_check: HealthCheck | None = None
     problems: tuple[Problem, ...] = ()
     needs: Needs = Needs.NOTHING
-    no_local_internal: bool = False
-    """internalTrafficPolicy Local without an endpoint on this node for some port."""
-    no_local_external: bool = False
+    no_local_internal: tuple[Family, ...] = ()
+    """Families with internalTrafficPolicy Local and no endpoint on this node, though elsewhere, for some port."""
+    no_local_external: tuple[Family, ...] = ()
 
 
 class _Targets(NamedTuple):
@@ -155,7 +155,7 @@ class _Planning:
         self.shared: dict[Element, None] = {}
         self.local_ready: dict[Family, set[str]] = {4: set(), 6: set()}
         self.needs = Needs.NOTHING
-        self.no_local_internal = self.no_local_external = False
+        self.no_local_internal, self.no_local_external = set[Family](), set[Family]()
         self.scheduler, self.flags = schedule(service, site, self.problems)
         self.rotation = crc32(service.name.encode(), site.seed)
         self.merged = merge_slices(
@@ -188,8 +188,8 @@ class _Planning:
             health_check=health_check,
             problems=tuple(dict.fromkeys(self.problems)),
             needs=self.needs,
-            no_local_internal=self.no_local_internal,
-            no_local_external=self.no_local_external,
+            no_local_internal=tuple(sorted(self.no_local_internal)),
+            no_local_external=tuple(sorted(self.no_local_external)),
         )
 
     # -- where the Service answers
@@ -292,8 +292,10 @@ class _Planning:
         mark = 0
         if external and external_local:
             mark = self._mark(port, family, answering, cluster, config)
-            self.no_local_external |= lacks_local
-        self.no_local_internal |= internal_local and lacks_local
+            if lacks_local:
+                self.no_local_external.add(family)
+        if internal_local and lacks_local:
+            self.no_local_internal.add(family)
         for key, front in answering.items():
             is_local = external_local if front.external else internal_local
             targets = local if is_local else cluster

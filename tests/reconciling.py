@@ -72,9 +72,10 @@ class World:
 
     def _reconciler(self) -> Reconciler:
         self.health = ProxyHealth(60.0)
+        self.registry = CollectorRegistry()
         self.health.serve((4, 6), self.clock.time())
         around = Surroundings(
-            metrics=ProxyMetrics(CollectorRegistry(), (4, 6)),
+            metrics=ProxyMetrics(self.registry, (4, 6)),
             health=self.health,
             report=lambda key, problem: self.problems.append((key, problem)),
             health_servers=ServiceHealthServers(lambda: True, lambda _key, _text: None),

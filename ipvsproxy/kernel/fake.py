@@ -43,7 +43,8 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
-from kubecore.model import Protocol
+from kubecore.addresses import family_of
+from kubecore.model import Family, Protocol
 
 _SET = re.compile(r"^\s*(?:set|map) (\w+) \{\s*type ([^\n]*)((?:\n\s+flags [^\n]*)?)", re.MULTILINE)
 _CHAIN = re.compile(r"^\s*chain (\w+) \{", re.MULTILINE)
@@ -86,6 +87,7 @@ class FakeDataPlane:
         self.vips: dict[str, str] = {}
         self.device_addresses: set[str] = set()
         self.flows: set[Flow] = set()
+        self.on_flows_cut: Callable[[Family, int, float], None] = lambda _family, _flows, _seconds: None
         self.done: list[Op] = []
         """Every operation that was done, in order."""
         self.calls: list[str] = []
@@ -252,7 +254,9 @@ class FakeDataPlane:
                 return self._change_elements(op)
             case CutFlows(protocol, address, port, real_server):
                 front = (protocol, address, port)
+                before = len(self.flows)
                 self.flows = {f for f in self.flows if f[:3] != front or real_server not in (None, f.real_server)}
+                self.on_flows_cut(family_of(address), before - len(self.flows), 0.0)
                 return 0
 
     def _put_virtual_server(self, key: VirtualServerKey, config: VirtualServerConfig, *, new: bool) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Self, cast
 
@@ -40,6 +41,9 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
+from ipvsproxy.site import FAMILIES
+from kubecore.addresses import family_of
+from kubecore.model import Family
 
 _READS = 5
 """How often a table that changes under our hands is read before we give up."""
@@ -59,6 +63,7 @@ class KernelDataPlane:
         self._sets = SetElements(nftables.TABLE)
         self._monitor = Monitor(self._host.port_id, self._sets.port_id, nftables.TABLE)
         self._nft = Nft(nftables.FAMILY, nftables.TABLE, self._monitor.ignore_nft)
+        self.on_flows_cut: Callable[[Family, int, float], None] = lambda _family, _flows, _seconds: None
         self._rules: bytes | None = None  # of the table as we loaded it; None: not loaded yet
 
     @classmethod
@@ -101,13 +106,21 @@ class KernelDataPlane:
             if kind == "route":
                 return await self._host.submit(cast("list[AddVip | DeleteVip]", run))
             if kind == "conntrack":
-                await self._conntrack.cut(cast("list[CutFlows]", run))
+                await self._cut(cast("list[CutFlows]", run))
                 return {}
         except DataplaneError as error:  # the socket or the device failed, not one message
             return dict.fromkeys(range(len(run)), Failure(error.errno, error.detail))
         except ValueError as error:
             return dict.fromkeys(range(len(run)), Failure(errno.EINVAL, str(error)))
         return await self._change_elements(cast("list[ChangeElements]", run))
+
+    async def _cut(self, run: list[CutFlows]) -> None:
+        for family in FAMILIES:
+            ops = [op for op in run if family_of(op.address) == family]
+            if ops:
+                started_s = time.perf_counter()
+                flows = await self._conntrack.cut(ops)
+                self.on_flows_cut(family, flows, time.perf_counter() - started_s)
 
     async def _change_elements(self, run: list[ChangeElements]) -> dict[int, Failure]:
         failures = {}

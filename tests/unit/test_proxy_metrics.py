@@ -33,6 +33,7 @@ kubeproxy_proxy_healthz_total{code="200"}
 kubeproxy_proxy_livez_total{code="503"}
 kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family="IPv4"}
 kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}
+kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv6"}
 """.split()
 
 
