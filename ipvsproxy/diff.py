@@ -64,7 +64,8 @@ def diff(desired: Desired, actual: Picture, delta: Delta | None = None) -> list[
             continue
         if there is None:
             add.append(AddVirtualServer(key, planned.config))
-            add += [AddRealServer(key, server, config) for server, config in planned.real_servers]
+            config = planned.real_server_config
+            add += [AddRealServer(key, server, config) for server in planned.real_servers]
             cut += _cut(key, planned)
             continue
         if there.config != planned.config:
@@ -84,9 +85,9 @@ def _servers(desired: Desired, actual: Picture, delta: Delta | None) -> Iterable
 
 
 def _real_servers(planned: PlannedVirtualServer, there: ActualVirtualServer, edit: list[Op], drop: list[Op]) -> None:
-    have = there.real_servers
+    have, config = there.real_servers, planned.real_server_config
     kept = 0
-    for key, config in planned.real_servers:
+    for key in planned.real_servers:
         actual = have.get(key)
         if actual is None:
             edit.append(AddRealServer(planned.key, key, config))
@@ -96,7 +97,7 @@ def _real_servers(planned: PlannedVirtualServer, there: ActualVirtualServer, edi
             edit.append(EditRealServer(planned.key, key, config))
     if kept == len(have):
         return
-    wanted = {key for key, _ in planned.real_servers}
+    wanted = set(planned.real_servers)
     for key, actual in have.items():
         if key in wanted:
             continue
@@ -127,18 +128,22 @@ def _cut(
 
 def _elements(desired: Desired, actual: Picture, delta: Delta | None) -> tuple[list[Op], list[Op]]:
     """The transaction that comes first and the one that comes last, each at most one operation."""
-    touched: Iterable[Element] = delta.elements if delta is not None else [*desired.elements, *actual.elements.values()]
-    add = [e for e in touched if e in desired.elements and actual.elements.get((e.set, e.key)) != e]
-    renewed = {(e.set, e.key) for e in add}
-    replaced = [old for k in renewed if (old := actual.elements.get(k)) is not None]
-    drop = [
-        e
-        for e in dict.fromkeys(touched)
-        if e not in desired.elements and (e.set, e.key) not in renewed and actual.elements.get((e.set, e.key)) == e
-    ]
+    wanted, known = desired.elements, actual.elements
+    add, replaced, drop = list[Element](), list[Element](), list[Element]()
+    for e in delta.elements if delta is not None else dict.fromkeys([*wanted, *known.values()]):
+        there = known.get((e.set, e.key))
+        if e in wanted:
+            if there != e:
+                add.append(e)
+                if there is not None:
+                    replaced.append(there)
+        elif there == e:
+            drop.append(e)
+    if replaced:
+        going = set(replaced)
+        drop = [e for e in drop if e not in going]
     early = [*replaced, *(e for e in drop if e.set[:-1] not in _CLAIMS)]
     late = [e for e in drop if e.set[:-1] in _CLAIMS]
-    add = list(dict.fromkeys(add))
     first: list[Op] = [ChangeElements(tuple(add), tuple(early))] if add or early else []
     last: list[Op] = [ChangeElements((), tuple(late))] if late else []
     return first, last

@@ -41,8 +41,8 @@ def leaving(desired: Desired, picture: Picture, server: VirtualServerKey) -> dic
     actual = picture.servers.get(server)
     if planned is None or actual is None or not drains(planned):
         return {}
-    wanted = {key for key, _ in planned.real_servers}
-    return {key: _stay(planned, key) for key in actual.real_servers if key not in wanted}
+    extra = actual.real_servers.keys() - planned.real_servers
+    return {key: _stay(planned, key) for key in actual.real_servers if key in extra} if extra else {}
 
 
 def drains(planned: PlannedVirtualServer) -> bool:

@@ -81,8 +81,8 @@ def lines(servers: Iterable[PlannedVirtualServer]) -> Iterator[str]:
     """The lines of `ipvsadm -Sn` for `servers`, without newlines."""
     for server in sorted(servers, key=lambda s: sort_key(s.key)):
         yield server_line(server.key, server.config)
-        for key, config in sorted(server.real_servers, key=lambda r: (int(ip_address(r[0].address)), r[0].port)):
-            yield real_server_line(server.key, key, config)
+        for key in sorted(server.real_servers, key=lambda r: (int(ip_address(r.address)), r.port)):
+            yield real_server_line(server.key, key, server.real_server_config)
 
 
 def _host_port(address: str, port: int) -> str:

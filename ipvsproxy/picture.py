@@ -34,6 +34,8 @@ from ipvsproxy.model import (
 )
 from kubecore.model import Family
 
+_MARK_MAPS = frozenset({f"{sets.MARK}4", f"{sets.MARK}6"})
+
 ElementKey = tuple[str, tuple[str, ...]]
 """A set's name and a key in it; a map holds one value a key."""
 
@@ -94,6 +96,7 @@ class Picture:
         permitted: list[Op] = []
         server: VirtualServerKey | None = None
         reals: dict[RealServerKey, ActualRealServer] | None = None
+        known = 0
         config: RealServerConfig | None = None
         fresh = ActualRealServer(RealServerConfig())
         for op in ops:
@@ -102,12 +105,15 @@ class Picture:
                     server = op.server
                     there = self.servers.get(server)
                     reals = None if there is None else there.real_servers
+                    known = 0 if reals is None else len(reals)
                 if op.config is not config:
                     config = op.config
                     fresh = self._fresh_of(config)
-                if reals is not None and op.key not in reals:
-                    reals[op.key] = fresh
-                    permitted.append(op)
+                if reals is not None:
+                    reals.setdefault(op.key, fresh)
+                    if len(reals) > known:
+                        known += 1
+                        permitted.append(op)
                 continue
             server = None
             allowed = self.permit(op)
@@ -173,17 +179,21 @@ class Picture:
                 pass
 
     def _permit_elements(self, op: ChangeElements) -> ChangeElements | None:
-        add = tuple(e for e in op.add if self.elements.get((e.set, e.key)) != e)
-        replaced = tuple(old for e in add if (old := self.elements.get((e.set, e.key))) is not None)
-        added = {(e.set, e.key) for e in op.add}
+        add, delete = list[Element](), list[Element]()
+        for e in op.add:
+            there = self.elements.get((e.set, e.key))
+            if there != e:
+                add.append(e)
+                if there is not None:
+                    delete.append(there)
+        added = {(e.set, e.key) for e in op.add} if op.delete else set()
         released: dict[str, int] = {}
-        delete = list(replaced)
         for e in op.delete:
             if (e.set, e.key) in added or self.elements.get((e.set, e.key)) != e:
                 continue
             if not self._held(e, released):
                 delete.append(e)
-        return ChangeElements(add, tuple(delete)) if add or delete else None
+        return ChangeElements(tuple(add), tuple(delete)) if add or delete else None
 
     def _held(self, element: Element, released: dict[str, int]) -> bool:
         """Whether something in the kernel still rests on this element."""
@@ -208,13 +218,13 @@ class Picture:
 
     def _put_element(self, element: Element) -> None:
         self.elements[(element.set, element.key)] = element
-        if element.set[:-1] == sets.MARK:
+        if element.set in _MARK_MAPS:
             self._marks[element.value] = self._marks.get(element.value, 0) + 1
 
     def _drop_element(self, element: Element) -> None:
         if self.elements.get((element.set, element.key)) == element:
             del self.elements[(element.set, element.key)]
-            if element.set[:-1] == sets.MARK:
+            if element.set in _MARK_MAPS:
                 self._marks[element.value] -= 1
                 if not self._marks[element.value]:
                     del self._marks[element.value]

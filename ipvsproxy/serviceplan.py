@@ -21,7 +21,6 @@ from ipvsproxy.model import (
     HealthCheck,
     PlannedVirtualServer,
     Problem,
-    RealServerConfig,
     RealServerKey,
     Scheduler,
     ServiceFlag,
@@ -39,7 +38,6 @@ from kubecore.model import EndpointSlice, Family, ObjectKey, Port, Service, Serv
 LABEL_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 LABEL_HEADLESS = "service.kubernetes.io/headless"
 
-_WANTED = RealServerConfig()
 _NONE: frozenset[RealServerKey] = frozenset()
 
 
@@ -92,7 +90,7 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False):
 class _Targets(NamedTuple):
     """Real servers of one endpoint set."""
 
-    wanted: tuple[tuple[RealServerKey, RealServerConfig], ...]
+    wanted: tuple[RealServerKey, ...]
     draining: frozenset[RealServerKey]
     listed: frozenset[RealServerKey]
 
@@ -308,16 +306,15 @@ class _Planning:
         if len(keys) > 1:
             at = self.rotation % len(keys)
             keys = keys[at:] + keys[:at]
-        pairs = tuple([(key, _WANTED) for key in keys])
         if len(wanted) == len(endpoints):
-            return _Targets(pairs, _NONE, _NONE)
+            return _Targets(tuple(keys), _NONE, _NONE)
         chosen = set(keys)
         draining, listed = set[RealServerKey](), set[RealServerKey]()
         for e in endpoints:
             key = RealServerKey(e.address, e.port)
             if key not in chosen:
                 (draining if e.serving and e.terminating else listed).add(key)
-        return _Targets(pairs, frozenset(draining) if draining else _NONE, frozenset(listed) if listed else _NONE)
+        return _Targets(tuple(keys), frozenset(draining) if draining else _NONE, frozenset(listed) if listed else _NONE)
 
     def _mark(
         self,

@@ -34,6 +34,10 @@ class Kind(Enum):
     RANGED_EXTERNAL_LOCAL = "ranged_external_local"
     RANGED_EXTERNAL_NO_LOCAL = "ranged_external_no_local"
 
+    def __init__(self, chain: str) -> None:
+        self.verdict = f"goto {chain}"
+        """What a packet's element says."""
+
 
 def ranged(kind: Kind) -> Kind:
     """The kind that checks the source ranges first; only EMPTY and external kinds have one."""
@@ -54,6 +58,9 @@ UPLINK = "uplinks"  # set: interfaces behind which no pod of this node is
 POD_LINK = "pod_links"  # set: interfaces behind which only pods of this node are
 TUNNEL = "tunnels"  # set: overlay interfaces
 
+_SERVICE: dict[Family, str] = {4: f"{SERVICE}4", 6: f"{SERVICE}6"}
+_VIP: dict[Family, str] = {4: f"{VIP}4", 6: f"{VIP}6"}
+
 _PROTOCOLS = {Protocol.TCP: "tcp", Protocol.UDP: "udp", Protocol.SCTP: "sctp"}
 PROTOCOL_OF = {text: protocol for protocol, text in _PROTOCOLS.items()}
 
@@ -72,7 +79,7 @@ def claim_key(key: VirtualServerKey) -> tuple[str, str, str]:
 
 def service(key: VirtualServerKey, kind: Kind) -> Element:
     """The claim of a virtual server by address, and what happens to its packets."""
-    return Element(f"{SERVICE}{key.family}", claim_key(key), f"goto {kind.value}")
+    return Element(_SERVICE[key.family], claim_key(key), kind.verdict)
 
 
 def mark(key: VirtualServerKey, fwmark: int) -> Element:
@@ -82,7 +89,7 @@ def mark(key: VirtualServerKey, fwmark: int) -> Element:
 
 def vip(family: Family, address: str) -> Element:
     """A routed address, on which what is no Service is rejected."""
-    return Element(f"{VIP}{family}", (address,))
+    return Element(_VIP[family], (address,))
 
 
 def source_range(key: VirtualServerKey, prefix: str) -> Element:

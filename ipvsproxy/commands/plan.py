@@ -141,7 +141,8 @@ def as_json(planner: Planner) -> dict[str, Any]:
                 "flags": flag_names(server.config),
                 "persistenceSeconds": server.config.persistence_s,
                 "realServers": [
-                    {"address": k.address, "port": k.port, "weight": c.weight} for k, c in sorted(server.real_servers)
+                    {"address": k.address, "port": k.port, "weight": server.real_server_config.weight}
+                    for k in sorted(server.real_servers)
                 ],
                 "draining": [{"address": k.address, "port": k.port} for k in sorted(server.draining)],
             }
@@ -179,7 +180,7 @@ def _print_table(planner: Planner) -> None:
             scheduling.append(f"persistent {server.config.persistence_s} s")
         reals = [
             f"{k.address}:{k.port}" if ":" not in k.address else f"[{k.address}]:{k.port}"
-            for k, _ in sorted(server.real_servers)
+            for k in sorted(server.real_servers)
         ]
         reals += [f"{k.address}:{k.port} (draining)" for k in sorted(server.draining)]
         table.add_row(

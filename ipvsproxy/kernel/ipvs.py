@@ -14,9 +14,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ipvsproxy.dataplane import (
     AddRealServer,
@@ -91,7 +91,8 @@ _U32_PAIR = struct.Struct("=II")
 _SERVICE_KEY = struct.Struct("=HHH2x HHH2x HH16s HHH2x".replace(" ", ""))
 _MARK_KEY = struct.Struct("=HHH2x HHI".replace(" ", ""))
 _SERVICE_CONFIG = struct.Struct("=HHII HHI HHI".replace(" ", ""))
-_DEST_KEY = struct.Struct("=HH16s HHH2x HHH2x".replace(" ", ""))
+_DEST_ADDRESS = struct.pack("=HH", 20, _D_ADDRESS)
+_DEST_PLACE = struct.Struct("=HHH2x HHH2x".replace(" ", ""))
 _DEST_CONFIG = struct.Struct("=HHI HHi HHI HHI".replace(" ", ""))
 
 GenlOp = AddVirtualServer | EditVirtualServer | DeleteVirtualServer | AddRealServer | EditRealServer | DeleteRealServer
@@ -173,12 +174,13 @@ def _pack_dest_config(config: RealServerConfig) -> bytes:
 
 
 def _pack_dest_key(key: RealServerKey) -> bytes:
-    address, port = key
-    return _DEST_KEY.pack(
-        20, _D_ADDRESS, addresses.pack(address),
-        6, _D_PORT, socket.htons(port),
-        6, _D_FAMILY, addresses.family_number(address),
-    )  # fmt: skip
+    return _DEST_ADDRESS + addresses.pack(key.address) + _pack_dest_place(key.port, six=":" in key.address)
+
+
+def _pack_dest_place(port: int, *, six: bool) -> bytes:
+    """What follows the address in a real server's key, an IPv4 address' padding to 16 bytes first."""
+    place = _DEST_PLACE.pack(6, _D_PORT, socket.htons(port), 6, _D_FAMILY, _AF_OF[6 if six else 4])
+    return place if six else bytes(12) + place
 
 
 class Encoder:
@@ -186,18 +188,12 @@ class Encoder:
 
     def __init__(self, family_id: int) -> None:
         self.family_id = family_id
-        # Operations come virtual server by virtual server: what the last one had in common with this one is kept.
-        self._dest_of: VirtualServerKey | None = None
-        self._dest_command = 0
-        self._dest_head = b""
-        self._encode: dict[type, Callable[[Any], bytes]] = {
-            AddVirtualServer: lambda op: self._service(NEW_SERVICE, op),
-            EditVirtualServer: lambda op: self._service(SET_SERVICE, op),
-            DeleteVirtualServer: lambda op: self.command(DEL_SERVICE, nested(_CMD_SERVICE, pack_key(op.key))),
-            AddRealServer: lambda op: self._dest(NEW_DEST, op),
-            EditRealServer: lambda op: self._dest(SET_DEST, op),
-            DeleteRealServer: self._delete_dest,
-        }
+        # Operations come virtual server by virtual server, whose real servers differ in their address alone as a rule:
+        # what the last message had before and after the address is kept.
+        self._head_of: tuple[VirtualServerKey, int] | None = None
+        self._head = b""
+        self._tail_of: tuple[int, bool, RealServerConfig] | None = None
+        self._tail = b""
 
     def __call__(self, op: GenlOp) -> bytes:
         """The message of one operation.
@@ -205,7 +201,20 @@ class Encoder:
         Raises: ValueError if a value cannot be expressed.
         """
         try:
-            return self._encode[type(op)](op)
+            match op:
+                case AddRealServer():
+                    return self._dest(NEW_DEST, op)
+                case EditRealServer():
+                    return self._dest(SET_DEST, op)
+                case DeleteRealServer(server, key):
+                    dest = nested(_CMD_DEST, _pack_dest_key(key))
+                    return self.command(DEL_DEST, nested(_CMD_SERVICE, pack_key(server)) + dest)
+                case AddVirtualServer():
+                    return self._service(NEW_SERVICE, op)
+                case EditVirtualServer():
+                    return self._service(SET_SERVICE, op)
+                case DeleteVirtualServer(key):
+                    return self.command(DEL_SERVICE, nested(_CMD_SERVICE, pack_key(key)))
         except (struct.error, OverflowError) as error:
             raise ValueError(f"out of range: {error}") from error
 
@@ -218,16 +227,20 @@ class Encoder:
         return self.command(command, nested(_CMD_SERVICE, pack_key(op.key) + pack_config(op.key.family, op.config)))
 
     def _dest(self, command: int, op: AddRealServer | EditRealServer) -> bytes:
-        if op.server is not self._dest_of or command != self._dest_command:
-            full = _DEST_KEY.size + _DEST_CONFIG.size
-            empty = self.command(command, nested(_CMD_SERVICE, pack_key(op.server)) + nested(_CMD_DEST, bytes(full)))
-            self._dest_of, self._dest_command, self._dest_head = op.server, command, empty[:-full]
-        return self._dest_head + _pack_dest_key(op.key) + _pack_dest_config(op.config)
-
-    def _delete_dest(self, op: DeleteRealServer) -> bytes:
-        return self.command(
-            DEL_DEST, nested(_CMD_SERVICE, pack_key(op.server)) + nested(_CMD_DEST, _pack_dest_key(op.key))
-        )
+        server, key, config = op.server, op.key, op.config
+        address, port = key.address, key.port
+        head_of = self._head_of
+        if head_of is None or head_of[0] is not server or head_of[1] != command:
+            size = len(_DEST_ADDRESS) + 16 + _DEST_PLACE.size + _DEST_CONFIG.size
+            empty = self.command(command, nested(_CMD_SERVICE, pack_key(server)) + nested(_CMD_DEST, bytes(size)))
+            self._head = empty[:-size] + _DEST_ADDRESS
+            self._head_of = server, command
+        six = ":" in address
+        tail_of = self._tail_of
+        if tail_of is None or tail_of[2] is not config or tail_of[0] != port or tail_of[1] != six:
+            self._tail = _pack_dest_place(port, six=six) + _pack_dest_config(config)
+            self._tail_of = port, six, config
+        return self._head + addresses.pack(address) + self._tail
 
 
 _NEST = struct.Struct("=HH")

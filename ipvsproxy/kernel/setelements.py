@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import ip_address, ip_network, summarize_address_range
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ipvsproxy.dataplane import ChangeElements, NotFound
@@ -43,8 +43,10 @@ _TYPE_BITS = 6  # a concatenation's type is its parts' types, so many bits each
 _IPV4, _IPV6, _PROTOCOL, _SERVICE, _IFNAME = 7, 8, 12, 13, 41
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
+_ADDRESSES = (_IPV4, _IPV6)
 _SIZE = {_IPV4: 4, _IPV6: 16, _PROTOCOL: 1, _SERVICE: 2, _IFNAME: 16}
 
+_ATTRIBUTE = struct.Struct("=HH")
 _DATA_HEAD = struct.Struct("=HHHH")
 _BE32 = struct.Struct("!I")
 _BE32_SIGNED = struct.Struct("!i")
@@ -167,10 +169,13 @@ class SetElements:
     def _messages(self, verb: int, elements: Sequence[Element]) -> Iterator[_Part]:
         """The messages for `elements`, which are put in order of their sets."""
         head = attribute(_LIST_TABLE, _name(self._table))
-        for name, group in groupby(sorted(elements, key=lambda e: e.set), key=lambda e: e.set):
+        by_set: dict[str, list[Element]] = {}
+        for element in elements:
+            by_set.setdefault(element.set, []).append(element)
+        for name in sorted(by_set):
             kind = self._types[name]
             part = _Part(verb, name, head + attribute(_LIST_SET, _name(name)))
-            for element in group:
+            for element in by_set[name]:
                 if part.size > _BODY_BYTES:
                     yield part
                     part = _Part(verb, name, part.head)
@@ -218,24 +223,25 @@ def _transaction(parts: Sequence[_Part]) -> list[bytes]:
 
 
 def _encode_element(kind: SetType, element: Element, *, with_data: bool) -> bytes:
-    key = element.key
+    name, key, value = element
     if len(key) != len(kind.parts):
-        raise ValueError(f"{' . '.join(key)} does not fit set {kind.name}")
+        raise ValueError(f"{' . '.join(key)} does not fit set {name}")
     if kind.interval:
         ends = [_range(number, part) for number, part in zip(kind.parts, key, strict=True)]
         body = _data(_ELEMENT_KEY, _pack_key(kind, [start for start, _ in ends]))
         body += _data(_ELEMENT_KEY_END, _pack_key(kind, [end for _, end in ends]))
     else:
         body = _data(_ELEMENT_KEY, _pack_key(kind, key))
-    if kind.is_map and with_data:
-        body += _pack_value(element.value, verdict=kind.verdicts)
-    elif element.value and not kind.is_map:
-        raise ValueError(f"{kind.name} is no map: {element.value!r} has no place in it")
-    return attribute(1 | NESTED, body)
+    if not kind.is_map:
+        if value:
+            raise ValueError(f"{name} is no map: {value!r} has no place in it")
+    elif with_data:
+        body += _pack_value(value, verdict=kind.verdicts)
+    return _ATTRIBUTE.pack(4 + len(body), 1 | NESTED) + body  # every part of the body is padded
 
 
 def _range(number: int, part: str) -> tuple[str, str]:
-    if "/" not in part or number not in (_IPV4, _IPV6):
+    if "/" not in part or number not in _ADDRESSES:
         return part, part
     net = ip_network(part)
     return str(net.network_address), str(net.broadcast_address)
@@ -243,16 +249,23 @@ def _range(number: int, part: str) -> tuple[str, str]:
 
 def _data(kind: int, value: bytes) -> bytes:
     size = len(value)
-    return _DATA_HEAD.pack(8 + (size + 3 & ~3), kind | NESTED, 4 + size, _VALUE) + value + bytes(-size % 4)
+    padding = -size % 4
+    return _DATA_HEAD.pack(8 + size + padding, kind | NESTED, 4 + size, _VALUE) + value + bytes(padding)
 
 
 def _pack_key(kind: SetType, key: Sequence[str]) -> bytes:
     if len(kind.parts) == 1:
         return _pack_part(kind.parts[0], key[0])
-    return b"".join([_pack_padded(number, part) for number, part in zip(kind.parts, key, strict=True)])
+    # Addresses are all different and need no padding; ports and protocols come again and again.
+    return b"".join(
+        [
+            _pack_part(number, part) if number in _ADDRESSES else _pack_padded(number, part)
+            for number, part in zip(kind.parts, key)  # noqa: B905 - as long as each other, seen by the caller
+        ]
+    )
 
 
-@lru_cache(maxsize=4096)  # ports and protocols come again and again
+@lru_cache(maxsize=4096)
 def _pack_padded(number: int, part: str) -> bytes:
     raw = _pack_part(number, part)
     return raw + bytes(-len(raw) % 4)
@@ -352,7 +365,7 @@ def _decode_value(kind: SetType, raw: bytes) -> str:
 
 
 def _unpack_part(number: int, raw: bytes) -> str:
-    if number in (_IPV4, _IPV6):
+    if number in _ADDRESSES:
         return unpack(raw)
     if number == _PROTOCOL:
         return _PROTOCOL_NAMES.get(raw[0], str(raw[0]))

@@ -66,7 +66,7 @@ def agree(desired: Desired, picture: Picture) -> None:
     for key, planned in desired.virtual_servers.items():
         there = picture.servers[key]
         assert there.config == planned.config
-        wanted = dict(planned.real_servers)
+        wanted = dict.fromkeys(planned.real_servers, planned.real_server_config)
         for real, actual in there.real_servers.items():
             if real in wanted:
                 assert actual.config == wanted[real]

@@ -87,9 +87,9 @@ def test_what_is_planned_hangs_together(config: Config, node: NodeView, events: 
             assert f"{key.fwmark:#010x}" in {v for (s, _), v in claimed.items() if s.startswith("mark")}
         else:
             assert (f"service{key.family}", (key.address, key.protocol.value.lower(), str(key.port))) in claimed
-        wanted = [k for k, _ in server.real_servers]
+        wanted = list(server.real_servers)
         assert len(wanted) == len(set(wanted))
-        assert all(config.weight > 0 for _, config in server.real_servers)
+        assert server.real_server_config.weight > 0
         assert server.draining.isdisjoint(wanted)
         assert server.listed.isdisjoint(wanted)
         assert server.listed.isdisjoint(server.draining)

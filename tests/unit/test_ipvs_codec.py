@@ -246,7 +246,7 @@ def test_unknown_scheduler() -> None:
         (AddVirtualServer(MARK6._replace(fwmark=0), STICKY), "a protocol or a firewall mark"),
         (AddVirtualServer(WEB, VirtualServerConfig(Scheduler.OTHER)), "scheduler of a foreign virtual server"),
         (AddVirtualServer(WEB, VirtualServerConfig(persistence_s=-1)), "out of range"),
-        (EditRealServer(WEB, POD._replace(port=-1), TUNNEL), "out of range"),
+        (EditRealServer(WEB, RealServerKey(POD.address, -1), TUNNEL), "out of range"),
         (EditRealServer(WEB, POD, RealServerConfig(1 << 31)), "out of range"),
     ],
     ids=["family", "port", "mark", "scheduler", "timeout", "real server port", "weight"],
