@@ -21,14 +21,14 @@ names can neither push out what is in use nor take memory.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from dnsserver.message import Prepared
+from dnsserver.message import Cuts, Prepared
 
 GENERATION_BYTES = 20 << 20
 """Weight at which a generation ends; two are kept. 10,000 names asked in one form weigh about 6 MB."""
@@ -45,6 +45,7 @@ _SERIAL_AT = -20
 and minimum (RFC 1035 §3.3.13)."""
 _AFTER_SERIAL = _SERIAL_AT + 4
 
+_TC = 0x0200
 _RD, _AD, _CD, _DO = 0x0100, 0x0020, 0x0010, 0x8000
 _ONE_QUESTION = b"\0\1\0\0\0\0\0\0"
 _ONE_QUESTION_AND_OPT = b"\0\1\0\0\0\0\0\1"
@@ -124,6 +125,25 @@ class Rotation:
         return choice
 
 
+class Ring:
+    """Records of one size that take turns at being first. Each of `orders` holds them all, twice over."""
+
+    __slots__ = ("at", "count", "orders", "record_bytes")
+
+    def __init__(self, orders: tuple[bytes, ...], record_bytes: int) -> None:
+        self.orders = orders
+        self.record_bytes = record_bytes
+        self.count = len(orders[0]) // record_bytes // 2
+        self.at = 0
+
+    def next_records(self, most: int) -> bytes:
+        """The next in turn and those behind it, at most so many."""
+        turn, which = divmod(self.at, len(self.orders))
+        self.at += 1
+        start = turn % self.count * self.record_bytes
+        return self.orders[which][start : start + min(most, self.count) * self.record_bytes]
+
+
 class _Variant(NamedTuple):
     """What beside the question decides about a reply, its size aside."""
 
@@ -168,6 +188,51 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     shows: HasSerial | None
     second: int | None
     """In which alone it is right; None: longer."""
+    ring: Ring | None
+    """Instead of tails."""
+    record_bytes: int
+    cuts: Cuts | None
+    asked: tuple[int, bool]
+    """Bytes of the query, DO."""
+    cell_of: Callable[[int, int, bool], Cell] | None
+    """For replies that are cut: `Fast.cell`."""
+
+    def fitting(self, room: int) -> tuple[bytes, bytes] | None:
+        """The head and a tail of at most `room` bytes, cut if need be; None if there is none."""
+        ring = self.ring
+        if ring is not None:
+            most = room // ring.record_bytes
+            if most >= ring.count:
+                return self.head, ring.next_records(most)
+            return (self._truncated(most), ring.next_records(most)) if most > 0 else None
+        if self.shows is not None:
+            tail = self.tail[:_SERIAL_AT] + _serial(self.shows) + self.tail[_AFTER_SERIAL:]
+        elif self.rotation is not None:
+            tail = self.rotation.choices[self.rotation.at]
+            self.rotation.at = (self.rotation.at + 1) % len(self.rotation.choices)
+        else:
+            tail = self.tail
+        if len(tail) <= room:
+            return self.head, tail
+        if self.record_bytes:
+            most = room // self.record_bytes
+            return (self._truncated(most), tail[: most * self.record_bytes]) if most > 0 else None
+        if self.cuts is None:
+            return None
+        kept = bisect_right(self.cuts.ends, room)
+        if not kept:
+            return None
+        answers = int.from_bytes(self.head[4:6], "big")
+        short = tail[: self.cuts.ends[kept - 1]]
+        if kept < answers:
+            return self._truncated(kept), short
+        left_out = self.cuts.additionals[-1] - (self.cuts.additionals[kept - answers - 1] if kept > answers else 0)
+        return self.head[:8] + (int.from_bytes(self.head[8:10], "big") - left_out).to_bytes(2, "big"), short
+
+    def _truncated(self, answers: int) -> bytes:
+        """The head of a reply with so many records of ANSWER and nothing behind them but OPT (RFC 2181 §9)."""
+        flags, opts = int.from_bytes(self.head[:2], "big") | _TC, int(bool(self.options))
+        return b"".join(n.to_bytes(2, "big") for n in (flags, 1, answers, 0, opts))
 
     @property
     def tails(self) -> tuple[bytes, ...]:
@@ -306,26 +371,27 @@ class HotPath:
                 entry = self._made(variant, question)
             if entry is None:
                 return None
-            if not plain or entry.tails_bytes > _MEMO_REPLY_BYTES:
+            if plain:
+                memo = self._memo(shape, question, entry)
+            if memo is None:
                 self._keep(table, question, entry, entry.tails_bytes)
-        if plain:
+        elif plain:
             memo = memo or self._memo(shape, question, entry)
-            if memo is not None:
-                return _take(self._keep_memo(key, memo, entry, len(shape.opt)))
-        if entry is None:
+        if memo is not None:
+            return _take(self._keep_memo(key, memo, entry, len(shape.opt)))
+        if entry is None or (entry.lower_only and not plain):
             return None
-        tail, rotation = entry.tail, entry.rotation
-        if entry.shows is not None:
-            tail = tail[:_SERIAL_AT] + _serial(entry.shows) + tail[_AFTER_SERIAL:]
-        elif rotation is not None:
-            tail = rotation.choices[rotation.at]
-            rotation.at = (rotation.at + 1) % len(rotation.choices)
-        if entry.lower_only and not plain:
+        around = split + len(shape.opt) + len(entry.options)
+        fitting = entry.fitting(min(shape.limit, entry.limit) - around)
+        if fitting is None:
             return None
-        reply = entry.head + key[10:split] + tail + shape.opt + entry.options
-        if len(reply) > shape.limit or len(reply) > entry.limit:
-            return None
-        entry.cell.hits += 1
+        head, tail = fitting
+        reply = head + key[10:split] + tail + shape.opt + entry.options
+        cell = entry.cell
+        if head is not entry.head and entry.cell_of is not None:
+            asked, do = entry.asked
+            cell = entry.cell_of(asked, len(reply) + 2, do)
+        cell.hits += 1
         return reply
 
     def _learn(self, head: bytes, rest: bytes) -> _Shape | None:
@@ -352,7 +418,7 @@ class HotPath:
     @staticmethod
     def _memo(shape: _Shape, question: bytes, entry: _Entry | None) -> Memo | None:
         """The whole reply (or all of them) to a query in lower case; None: too long, for the memo or for the client."""
-        if entry is None or entry.tails_bytes > _MEMO_REPLY_BYTES:
+        if entry is None or entry.ring is not None or entry.tails_bytes > _MEMO_REPLY_BYTES:
             return None
         replies = tuple(entry.head + question + tail + shape.opt + entry.options for tail in entry.tails)
         if len(replies[0]) > min(shape.limit, entry.limit):
@@ -376,9 +442,11 @@ class HotPath:
             options = len(prepared.options).to_bytes(2, "big") + prepared.options
         head = flags.to_bytes(2, "big") + b"\0\1" + counts
         asked = 12 + len(question) + variant.edns * _PLAIN_OPT_BYTES
-        replied = asked + len(prepared.tails[0]) + variant.edns * len(prepared.options)
+        ring = Ring(prepared.tails, prepared.record_bytes) if prepared.rings else None
+        longest = len(prepared.tails[0]) // 2 if ring else len(prepared.tails[0])
+        replied = asked + longest + variant.edns * len(prepared.options)
         cell = fast.cell(asked, replied, variant.do)
-        rotation = Rotation(prepared.tails, cell) if len(prepared.tails) > 1 else None
+        rotation = Rotation(prepared.tails, cell) if len(prepared.tails) > 1 and not ring else None
         limit = 65535 if self._tcp else fast.max_udp_bytes - 2
         size = sum(map(len, prepared.tails))
         second = self._second if cell.lasting is Lasting.UNTIL_SECOND else None
@@ -398,6 +466,11 @@ class HotPath:
             countable,
             fast.shows,
             second,
+            ring,
+            prepared.record_bytes,
+            prepared.cuts,
+            (asked, variant.do),
+            fast.cell if prepared.record_bytes or prepared.cuts else None,
         )
 
     # -- keeping and forgetting

@@ -11,6 +11,7 @@ Source: RFC 1035 §4, RFC 6891 (EDNS0), RFC 8914 (extended errors).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from typing import Literal, NamedTuple, Protocol
@@ -160,6 +161,15 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """False for the cluster's own data: it is never served from a cache."""
 
 
+class Cuts(NamedTuple):
+    """Where a long tail may end for clients that take no more: behind each record of ANSWER, then each RRset behind."""
+
+    ends: array[int]
+    """Offsets in the tail, ascending."""
+    additionals: array[int]
+    """Records of ADDITIONAL up to each of those that lie behind ANSWER."""
+
+
 class Prepared(NamedTuple):
     """A reply that is ready but for id, RD, the question's case and OPT: what the hot path copies out.
 
@@ -172,12 +182,19 @@ class Prepared(NamedTuple):
     counts: bytes
     """ANCOUNT, NSCOUNT, ARCOUNT without OPT: 6 bytes."""
     tails: tuple[bytes, ...]
-    """One per rotation of a multi-address answer; at least one."""
+    """One per rotation of a multi-address answer; at least one. See `record_bytes`."""
     options: bytes = b""
     """EDNS options (code, length, data) to add to the OPT record of clients that sent one: extended errors."""
     lower_only: bool = False
     """The tail repeats part of the question's name where no pointer may stand (SRV targets, RFC 2782): use it only for
     a question asked in lower case, build the reply in full for others."""
+    record_bytes: int = 0
+    """If not 0, the tails hold records of this size and nothing else, and may be cut behind any of them."""
+    rings: bool = False
+    """Each tail holds the records twice over, so that any of them can come first: they are too many to keep every
+    rotation."""
+    cuts: Cuts | None = None
+    """Of a tail too long for some clients; None: of short ones, and where `record_bytes` tells."""
 
 
 class Handler(Protocol):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator
 
+import dns.flags
 import dns.message
 import pytest
 from hypothesis import given
@@ -360,6 +362,106 @@ async def test_it_says_what_the_chain_says(text: str) -> None:
                     assert normal(b"\x12\x34" + quick) == normal(encode(message, query))
                     compared += 1
     assert compared > 50 or text.startswith(("out.", "in."))
+
+
+# -- more than fits
+
+
+def many(count: int) -> Zone:
+    """`db`, headless, with so many endpoints."""
+    slices = [
+        cluster.piece("default/db", " ".join(f"10.{k}.{i >> 8}.{i & 255}" for i in range(n)), "pg:5432", name=f"p{k}")
+        for k, n in enumerate([count - count // 2, count // 2])
+    ]
+    return cluster.zone_of(
+        cluster.namespace("default"),
+        cluster.service("default/db", "None", "pg:5432"),
+        *slices,
+        settings=cluster.config("cluster.local", ttl_s=30),
+    )
+
+
+@pytest.mark.parametrize("count", [20, 31, 50, 100, 300, 1000])
+@pytest.mark.parametrize("extra", [b"", opt(512), opt(1232), opt(1233), opt(4096, do=True)], ids=len)
+@pytest.mark.parametrize("text", ["db.default.svc.cluster.local", "DB.Default.svc.cluster.local"])
+async def test_many_addresses_as_many_as_fit_and_each_first_in_turn(count: int, extra: bytes, text: str) -> None:
+    zone = many(count)
+    service = zone.service("default", "db")
+    assert service is not None
+    hot, query = fast(zone), wire.accept(b"\0\0" + asked(text, opt=extra), "udp", "192.0.2.1")
+    assert isinstance(query, Query)
+    message = await Kubernetes(zone, end_of_chain, end_of_chain)(query)
+    assert message is not None
+    expected = dns.message.from_wire(encode(message, query))
+    for _ in range(5):
+        reply = dns.message.from_wire(b"\0\0" + (hot.reply_to(asked(text, opt=extra)) or b""))
+        given = [rr.address for rrset in reply.answer for rr in rrset]
+        assert (reply.flags, reply.payload, len(given)) == (expected.flags, expected.payload, len(expected.answer[0]))
+        assert set(given) <= set(service.addresses())
+        assert len(set(given)) == len(given)
+
+
+@pytest.mark.parametrize("count", [20, 31, 100, 300, 1000])
+def test_each_of_many_addresses_is_first_equally_often(count: int) -> None:
+    hot, question = fast(many(count)), asked("db.default.svc.cluster.local")
+    at = len(question) + 12
+    turns = 12 * count  # whatever number of orders they are kept in
+    firsts = Counter((hot.reply_to(question) or b"")[at : at + 4] for _ in range(turns))
+    assert set(firsts.values()) == {12}
+    assert len(firsts) == count
+
+
+@pytest.mark.parametrize("count", [3, 20, 100, 300])
+@pytest.mark.parametrize("size", [0, 512, 600, 777, 1232, 4096, 9000, 65000])
+async def test_a_long_answer_is_cut_behind_whole_records(count: int, size: int) -> None:
+    """The chain's reply may hold a record more: it can point into the question, the hot path's repeats names."""
+    zone = many(count)
+    hot = fast(zone)
+    for text in ("db.default.svc.cluster.local", "_pg._tcp.db.default.svc.cluster.local"):
+        datagram = b"\x12\x34" + asked(text, qtype=33, opt=opt(size) if size else b"")
+        query = wire.accept(datagram, "udp", "192.0.2.1")
+        assert isinstance(query, Query)
+        message = await Kubernetes(zone, end_of_chain, end_of_chain)(query)
+        assert message is not None
+        whole = message.answer, message.additional
+        limit = max(512, size)
+        for _ in range(2):
+            quick = b"\x12\x34" + (hot.reply_to(datagram[2:]) or b"")
+            reply = dns.message.from_wire(quick, one_rr_per_rrset=True)
+            sections = reply.answer, reply.additional
+            for shown, expected in zip(sections, whole, strict=True):
+                assert [(r.name.to_text().lower(), r.rdtype) for r in shown] == [
+                    (names.to_text(r.name).lower(), r.type) for r in expected[: len(shown)]
+                ]
+            cut = [len(shown) < len(expected) for shown, expected in zip(sections, whole, strict=True)]
+            assert bool(reply.flags & dns.flags.TC) == cut[0]
+            assert limit - 80 * any(cut) < len(quick) <= limit or not any(cut)
+            assert (reply.ednsflags, reply.payload) == (0, size)
+
+
+def test_a_cut_reply_counts_with_its_own_size() -> None:
+    zone = many(100)
+    cells: dict[tuple[int, int], Cell] = {}
+
+    def resolve(lower: bytes, qtype: int, do: bool, cd: bool) -> Fast | None:
+        prepared = prepare(zone, Question(lower, lower, qtype))
+        assert prepared is not None
+        return Fast(
+            prepared, b"", lambda asked, replied, _: cells.setdefault((asked, replied), Cell(Lasting.UNTIL_CHANGED))
+        )
+
+    hot, question = HotPath(resolve), asked("db.default.svc.cluster.local")
+    reply = hot.reply_to(question) or b""
+    assert cells[len(question) + 2, len(reply) + 2].hits == 1
+    assert sum(cell.hits for cell in cells.values()) == 1
+
+
+def test_many_addresses_take_little_memory() -> None:
+    prepared = prepare(
+        many(1000), Question(name("db.default.svc.cluster.local"), name("db.default.svc.cluster.local"), 1)
+    )
+    assert prepared is not None
+    assert sum(map(len, prepared.tails)) <= 2 * 2 * 16 * 1000
 
 
 def test_through_changes_it_says_what_the_zone_says() -> None:
