@@ -61,6 +61,10 @@ class KubernetesConfig:
     """EndpointSlices are not watched: headless and endpoint names do not exist."""
     endpoint_pod_names: bool = False
     """Endpoints without a hostname are named after their pod rather than their address."""
+    zonal: bool = False
+    """Headless Services answer for the endpoints of one topology zone: `TZ.pin._zone.SVC…`, `TZ.prefer._zone.SVC…`."""
+    multicluster: tuple[bytes, ...] = ()
+    """Those of `zones` whose Services are ServiceImports (KEP-1645) instead of the cluster's own."""
     fallthrough: tuple[bytes, ...] | None = None
     """Zones in which NXDOMAIN is passed to the next plugin; None: never; the root (b"\\0"): everywhere."""
     startup_timeout_s: float = 5.0

@@ -21,8 +21,6 @@ _REMOVED = {
     "upstream": "remove it: names outside are resolved through this server itself",
     "resyncperiod": "remove it: the cluster is watched",
     "transfer": "zone transfer is not supported",
-    "multicluster": "the Multi-Cluster Services API is not supported; forward clusterset.local to a server that has it",
-    "zonal": "zone-aware names are not supported; the Service's trafficDistribution keeps traffic in the zone",
 }
 
 
@@ -97,6 +95,15 @@ def kubernetes(line: Directive, context: Context) -> KubernetesConfig:
         values.choice(word, ("empty_service", "emptyservice"), "thing to ignore")
         found["ignore_empty_service"] = True
 
+    def multicluster(option: Directive) -> None:
+        words = values.counted(option, 1)
+        for word in words:
+            if not set(values.zones_of([word])) <= set(zones):
+                raise Invalid(
+                    word, f"'{word.text}' is no zone of this 'kubernetes'", "name it among the directive's zones too"
+                )
+        found["multicluster"] = tuple(dict.fromkeys((*found.get("multicluster", ()), *values.zones_of(words))))
+
     def startup_timeout(option: Directive) -> None:
         found["startup_timeout_s"] = values.duration(one(option), "startup_timeout", high=3600)
 
@@ -117,6 +124,8 @@ def kubernetes(line: Directive, context: Context) -> KubernetesConfig:
         "fallthrough": fallthrough,
         "ignore": ignore,
         "startup_timeout": startup_timeout,
+        "multicluster": multicluster,
+        "zonal": switch,
     }
     values.options(line, handlers, context.problems, _REMOVED)
     options = {option.name.text: option.name for option in line.body or ()}

@@ -109,7 +109,7 @@ class Cluster:
         if opened is not None:
             self._task = asyncio.create_task(opened.source.run(self.store), name="source")
             if old_task is not None:
-                needed = [w.resource for w in watched(configs)]
+                needed = [w.resource for w in watched(configs) if not w.optional]
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout_s):
                         await self.store.wait_listed(*needed)

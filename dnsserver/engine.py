@@ -116,13 +116,14 @@ class Engine:
 
     @property
     def serials(self) -> list[int]:
-        """Those of the zones, in the order of the configuration."""
-        return [zone.serial for zone in self._running.zones.values()]
+        """Those of the zones, in the order of the configuration: the cluster's own, then the ServiceImports'."""
+        return [serial for zone in self._running.zones.values() for serial in (zone.serial, zone.imports.serial)]
 
     def set_serials(self, serials: Iterable[int]) -> None:
         """Show the serials other workers have reached: a zone must not look different from query to query."""
-        for zone, serial in zip(self._running.zones.values(), serials, strict=False):
-            zone.serial = max(serial, 1)
+        holders = [holder for zone in self._running.zones.values() for holder in (zone, zone.imports)]
+        for holder, serial in zip(holders, serials, strict=False):
+            holder.serial = max(serial, 1)
         self.server.forget_everything()
 
     # -- configuration
@@ -236,6 +237,7 @@ class Engine:
         zone = Zone(config, local_addresses())
         everything = Changes(
             services=frozenset(self.store.state.services) | {s.service_key for s in self.store.state.slices.values()},
+            service_imports=frozenset(self.store.state.service_imports),
             namespaces=frozenset(self.store.state.namespaces),
             pods=frozenset(self.store.state.pods),
         )
@@ -266,15 +268,19 @@ class Engine:
         tell: Callable[[Zone, Invalidation], None],
     ) -> None:
         """Apply in slices. A zone says that it is complete only after the last one."""
-        were_synced = [zone.synced for zone in zones]
+        were_synced = [(zone.synced, zone.imports.synced) for zone in zones]
         parts = list(slices(changes))
         for number, part in enumerate(parts, 1):
             began_s = time.perf_counter()
-            for zone, was_synced in zip(zones, were_synced, strict=True):
+            last = number == len(parts)
+            for zone, (was_synced, had_imports) in zip(zones, were_synced, strict=True):
                 invalidation = zone.apply(self.store.state, part, now_s)
                 if not was_synced:
-                    zone.synced = zone.synced and number == len(parts)
+                    zone.synced = zone.synced and last
                     zone.serial = int(now_s)  # one change, however many parts it has
+                if not had_imports:
+                    zone.imports.synced = zone.imports.synced and last
+                    zone.imports.serial = int(now_s)
                 tell(zone, invalidation)
             for key in part.pods:
                 self._pods.put(key, self.store.state.pods.get(key))
@@ -324,6 +330,8 @@ def slices(changes: Changes) -> Iterator[Changes]:
         yield Changes(pods=pods)
     for services in _chunks(changes.services, SERVICES_A_SLICE):
         yield Changes(services=services)
+    for imports in _chunks(changes.service_imports, SERVICES_A_SLICE):
+        yield Changes(service_imports=imports)
 
 
 def _chunks(keys: Collection[ObjectKey], size: int) -> Iterator[frozenset[ObjectKey]]:

@@ -13,9 +13,9 @@ from dnsserver import names
 from dnsserver.config import KubernetesConfig, PodsMode
 from dnsserver.lookup import Found, Kind, Reason, find, pod_address
 from dnsserver.message import Question
-from dnsserver.services import ServiceNames, endpoint_label
+from dnsserver.services import ServiceNames
 from dnsserver.zone import Zone
-from kubecore.model import EndpointSlice, ObjectKey, Service, ServiceType
+from kubecore.model import EndpointSlice, ObjectKey, Resource, ServiceType
 from kubecore.snapshot import ClusterState
 
 _SHOWN = 10
@@ -42,8 +42,14 @@ def explain(zone: Zone, state: ClusterState, question: Question) -> list[str]:
         lines.append("the aliases lead back to where they began")
     if not zone.synced:
         missing = [r.value for r in zone.resources() if not state.is_listed(r)]
-        lines.append(f"not listed yet: {', '.join(missing)}; what is missing may still come")
+        lines.append(_unlisted(missing))
+    elif current.lower[zone.cut(current.lower) :] in zone.imports.zones and not zone.imports.synced:
+        lines.append(_unlisted([Resource.SERVICE_IMPORTS.value]))
     return lines
+
+
+def _unlisted(missing: list[str]) -> str:
+    return f"not listed yet: {', '.join(missing)}; what is missing may still come"
 
 
 def _zones(config: KubernetesConfig) -> str:
@@ -59,6 +65,7 @@ class _Explanation:
         self.question = question
         self.found = found
         self.reverse = names.is_reverse(question.lower[cut:])
+        self.imports = zone.imports if question.lower[cut:] in zone.imports.zones else None
         self.labels = [names.label_text(label) for label in names.labels(question.lower[:cut] + names.ROOT)]
 
     def lines(self) -> list[str]:
@@ -79,7 +86,7 @@ class _Explanation:
 
     def _namespace(self, namespace: str) -> list[str]:
         config = self.zone.config
-        known = {key.name for key in self.state.namespaces} | {key.namespace for key in self.state.services}
+        known = {key.name for key in self.state.namespaces} | {key.namespace for key in self._known()}
         if self.zone.has_namespace(namespace):
             return [f"Namespace {namespace}"]
         if namespace not in known:
@@ -93,10 +100,10 @@ class _Explanation:
     def _service(self, key: ObjectKey, left: list[str]) -> list[str]:
         if not self.zone.has_namespace(key.namespace):
             return self._namespace(key.namespace)
-        service = self.zone.service(key.namespace, key.name)
+        service = self.imports.get(key) if self.imports else self.zone.service(*key)
         if service is None:
             return self._no_service(key)
-        lines = [_describe(service.service)]
+        lines = [_describe(service)]
         if self.found.reason is Reason.BAD_ALIAS:
             return [*lines, f"externalName {service.service.external_name!r} is not a domain name"]
         if service.is_alias:
@@ -106,7 +113,8 @@ class _Explanation:
             case Reason.NO_READY_ENDPOINTS:
                 lines.append("no ready endpoints" + ("" if endpoints else ": no EndpointSlice"))
             case Reason.NO_ENDPOINT:
-                lines.append(f"no ready endpoint called {left[0]}{_near(left[0], _endpoint_names(service))}")
+                label = ".".join(left)
+                lines.append(f"no ready endpoint called {label}{_near(label, _endpoint_names(service))}")
             case Reason.NO_PORT:
                 endpoints = endpoints if service.service.headless else []
                 lines.append(f"no port {'.'.join(left)}; named ports: {_some(_port_names(service))}")
@@ -117,18 +125,22 @@ class _Explanation:
         return lines + endpoints
 
     def _no_service(self, key: ObjectKey) -> list[str]:
-        hidden = self.state.services.get(key)
-        if hidden is not None:
-            return [f"Service {key} is not selected by labels {self.zone.config.labels}"]
-        here = [k.name for k in self.state.services if k.namespace == key.namespace]
-        elsewhere = sorted(k.namespace for k in self.state.services if k.name == key.name)
-        lines = [f"no Service {key.name} in namespace {key.namespace}{_near(key.name, here)}"]
+        kind, known = ("ServiceImport" if self.imports else "Service"), self._known()
+        if key in known:
+            return [f"{kind} {key} is not selected by labels {self.zone.config.labels}"]
+        here = [k.name for k in known if k.namespace == key.namespace]
+        elsewhere = sorted(k.namespace for k in known if k.name == key.name)
+        lines = [f"no {kind} {key.name} in namespace {key.namespace}{_near(key.name, here)}"]
         if elsewhere:
-            lines.append(f"a Service of that name is in: {_some(elsewhere)}")
-        orphans = self.state.slices_of(key)
+            lines.append(f"a {kind} of that name is in: {_some(elsewhere)}")
+        orphans = self.state.import_slices_of(key) if self.imports else self.state.slices_of(key)
         if orphans:
-            lines.append(f"EndpointSlices without their Service: {_some([s.name for s in orphans])}")
+            lines.append(f"EndpointSlices without their {kind}: {_some([s.name for s in orphans])}")
         return lines
+
+    def _known(self) -> Iterable[ObjectKey]:
+        """All Services (or ServiceImports), also those the zone does not show."""
+        return (self.state.service_imports if self.imports else self.state.services).keys()
 
     def _pod(self, label: str, namespace: str) -> list[str]:
         mode = self.zone.config.pods
@@ -154,9 +166,9 @@ class _Explanation:
                     self.found.reason.value]  # fmt: skip
         service = self.zone.service_of_ip(address)
         if service:
-            return [_describe(service.service)]
+            return [_describe(service)]
         owners = self.zone.services_of_endpoint(address)
-        lines = [line for owner in owners for line in (_describe(owner.service), *_slices_with(owner, address))]
+        lines = [line for owner in owners for line in (_describe(owner), *_slices_with(owner, address))]
         return lines or [f"{address} is no ClusterIP, and no ready endpoint of a Service", *self._unready(address)]
 
     def _unready(self, address: str) -> list[str]:
@@ -168,7 +180,11 @@ class _Explanation:
         ]
 
 
-def _describe(service: Service) -> str:
+def _describe(names_of: ServiceNames) -> str:
+    service = names_of.service
+    if names_of.imported:
+        addresses = ", ".join(service.cluster_ips) or "no address yet"
+        return f"ServiceImport {service.key} ({'headless' if service.headless else f'ClusterSetIP {addresses}'})"
     if service.type is ServiceType.EXTERNAL_NAME:
         return f"Service {service.key} (ExternalName {service.external_name})"
     kind = (
@@ -179,7 +195,7 @@ def _describe(service: Service) -> str:
 
 def _slice(piece: EndpointSlice, service: ServiceNames) -> str:
     shown = [
-        f"{address} {endpoint_label(e, address, pod_names=service.pod_names)}{_target(e.target_kind, e.target_name)}"
+        f"{address} {service.label_of(piece, e, address)}".rstrip() + _target(e.target_kind, e.target_name)
         for e in piece.endpoints
         if e.ready
         for address in e.addresses
@@ -210,7 +226,7 @@ def _target(kind: str, name: str) -> str:
 
 def _endpoint_names(service: ServiceNames) -> set[str]:
     return {
-        endpoint_label(e, address, pod_names=service.pod_names)
+        service.label_of(piece, e, address)
         for piece in service.slices
         for e in piece.endpoints
         if e.ready

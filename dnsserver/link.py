@@ -28,6 +28,7 @@ from kubecore.model import (
     Pod,
     Resource,
     Service,
+    ServiceImport,
     Upsert,
 )
 
@@ -37,6 +38,7 @@ KINDS: Mapping[Resource, Any] = {
     Resource.ENDPOINT_SLICES: EndpointSlice,
     Resource.NAMESPACES: Namespace,
     Resource.PODS: Pod,
+    Resource.SERVICE_IMPORTS: ServiceImport,
 }
 """What the DNS server watches, and how it is decoded."""
 
@@ -72,7 +74,7 @@ class Events(msgspec.Struct, tag=True):
 
 
 class Serials(msgspec.Struct, tag=True):
-    """The serials the zones have reached in the other workers, in the order of the configuration."""
+    """The serials the zones have reached in the other workers, in the order of `Engine.serials`."""
 
     serials: list[int]
 

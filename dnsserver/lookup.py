@@ -11,11 +11,15 @@ Labels left of ZONE (everything compares case-insensitively; `*` and `any` are o
     EP.SVC.NS.svc                       an endpoint of it, by hostname or dashed address
     _PROTO.SVC.NS.svc                   exists if a named port below it does
     _PORT._PROTO.SVC.NS.svc             a named port
+    TZ.pin._zone.SVC.NS.svc             with `zonal`, headless: the endpoints in topology zone TZ (which may be several
+                                        labels), maybe none; `prefer` for `pin`: all of them where TZ has none
+    EP.CLUSTER.SVC.NS.svc               in multicluster zones, where SVC is a ServiceImport: an endpoint there
+    CLUSTER.SVC.NS.svc                  exists if one of the cluster's endpoints is ready
     NS.pod · a-b-c-d.NS.pod             as the pods mode says
 
 A name exists if it, or one below it, holds a record: then a type it lacks is NODATA, otherwise NXDOMAIN (RFC 8020).
 
-Source: Kubernetes DNS-based service discovery 1.1.0; RFC 2782 (weights); RFC 8020.
+Source: Kubernetes DNS-based service discovery 1.1.0; KEP-1645 (ServiceImports); RFC 2782 (weights); RFC 8020.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from dnsserver.config import PodsMode
 from dnsserver.message import RR, QType, Question
 from dnsserver.services import PortName, ServiceNames, Target
 from dnsserver.zone import Zone
+from kubecore.model import ObjectKey
 
 SCHEMA_VERSION = b"1.1.0"
 SCHEMA_TTL_S = 28800
@@ -101,14 +106,15 @@ def find(zone: Zone, question: Question, cut: int) -> Found:
 def soa(zone: Zone, apex: bytes) -> RR:
     """The SOA record of the zone called `apex`, spelt so."""
     ttl_s = zone.config.ttl_s
+    serial = zone.serial_of(apex.lower()).serial
     mname, rname = b"\x02ns\x03dns" + apex, b"\x0ahostmaster" + apex
-    return records.soa(apex, min(ttl_s, MAX_SOA_TTL_S), zone.serial, mname=mname, rname=rname, minimum_s=ttl_s)
+    return records.soa(apex, min(ttl_s, MAX_SOA_TTL_S), serial, mname=mname, rname=rname, minimum_s=ttl_s)
 
 
 class _Look:
     """One look-up: the question taken apart."""
 
-    __slots__ = ("apex", "labels", "owner", "qtype", "question", "ttl_s", "zone")
+    __slots__ = ("apex", "imports", "labels", "owner", "qtype", "question", "ttl_s", "zone")
 
     def __init__(self, zone: Zone, question: Question, cut: int) -> None:
         self.zone = zone
@@ -116,6 +122,7 @@ class _Look:
         self.owner = question.name
         self.qtype = question.qtype
         self.apex = question.name[cut:]
+        self.imports = zone.imports if question.lower[cut:] in zone.imports.zones else None
         self.labels = [label.decode("latin-1") for label in names.labels(question.lower[:cut] + names.ROOT)]
         self.ttl_s = zone.config.ttl_s
 
@@ -166,7 +173,7 @@ class _Look:
         reverse = names.is_reverse(self.apex.lower())
         apex = forward if reverse else self.apex
         servers: dict[bytes, tuple[str, ...]] = {}
-        for address in local if apex else ():
+        for address in local if apex and self.imports is None else ():
             for service in self.zone.services_of_endpoint(address):
                 for label in service.labels_of(address) if service.service.headless else ("",):
                     name = _name_of(service, label, apex or b"")
@@ -185,7 +192,8 @@ class _Look:
             return _missing(Reason.NO_NAMESPACE)
         if len(labels) == 1:
             return NODATA
-        service = self.zone.service(namespace, labels[-2])
+        key = ObjectKey(namespace, labels[-2])
+        service = self.imports.get(key) if self.imports else self.zone.service(*key)
         if service is None:
             return _missing(Reason.NO_SERVICE)
         left = labels[:-2]
@@ -196,16 +204,37 @@ class _Look:
         match left:
             case []:
                 return self._select(service, service.addresses, None, None)
+            case [cluster] if service.imported and not cluster.startswith("_"):
+                return NODATA if service.has_cluster(cluster) else _missing(Reason.NO_ENDPOINT)
+            case [name, cluster] if service.imported and name[0] != "_" != cluster[0]:
+                return self._endpoint(service, f"{name}.{cluster}")
             case [name] if not name.startswith("_"):
-                addresses = service.endpoint(name)
-                if not addresses:
-                    return _missing(Reason.NO_ENDPOINT)
-                return self._select(service, lambda: addresses, None, name)
+                return self._endpoint(service, name)
+            case [*zonal, "_zone"] if self.zone.config.zonal and service.service.headless and not service.imported:
+                return self._zonal(service, zonal)
             case [protocol] if len(protocol) > 1:
                 return NODATA if service.has_protocol(protocol[1:]) else _missing(Reason.NO_PORT)
             case [port, protocol] if port.startswith("_") and protocol.startswith("_"):
                 return self._port(service, PortName(port[1:], protocol[1:]))
         return _missing(Reason.NOT_A_CLUSTER_NAME)
+
+    def _endpoint(self, service: ServiceNames, label: str) -> Found:
+        addresses = service.endpoint(label)
+        if not addresses:
+            return _missing(Reason.NO_ENDPOINT)
+        return self._select(service, lambda: addresses, None, label)
+
+    def _zonal(self, service: ServiceNames, left: list[str]) -> Found:
+        """Labels left of `_zone`."""
+        *zone, directive = left or ("pin",)
+        if directive not in ("pin", "prefer"):
+            return _missing(Reason.NOT_A_CLUSTER_NAME)
+        if not zone:
+            return NODATA
+        there = service.in_topology_zone(".".join(zone))
+        if directive == "prefer" and not there.has_ready_endpoints:
+            there = service
+        return self._select(there, there.addresses, None, None)
 
     def _port(self, service: ServiceNames, port: PortName) -> Found:
         if not service.has_port(port):
@@ -313,8 +342,9 @@ def pod_address(label: str) -> str | None:
 
 
 def _name_of(service: ServiceNames, label: str, apex: bytes) -> bytes | None:
-    """`[LABEL.]SVC.NS.svc.APEX`; None where that is too long for a name."""
-    parts = [part.encode("latin-1", "replace") for part in (label, service.key.name, service.key.namespace) if part]
+    """`[LABEL.]SVC.NS.svc.APEX`; None where that is too long for a name. The label of an import's endpoint is two."""
+    texts = (*label.split("."), service.key.name, service.key.namespace)
+    parts = [text.encode("latin-1", "replace") for text in texts if text]
     try:
         return names.join([*parts, b"svc"], apex)
     except ValueError:

@@ -229,7 +229,7 @@ class Server:
             and _only_counts_down(match.chain)
             and (zone_here is None or zone_here.cut(lower) is None)
         )
-        shows = zone_here if lasting is Lasting.UNTIL_SERIAL else None
+        shows = zone_here.serial_of(lower) if zone_here is not None and lasting is Lasting.UNTIL_SERIAL else None
         return Fast(prepared, tag, cell, match.chain.bufsize or 65535, counts_down, shows)
 
     def _from_udp(self, front: Front, data: bytes, peer: udp.Peer, listener: udp.UdpListener) -> None:

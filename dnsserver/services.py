@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from dnsserver import names
 from kubecore.model import Endpoint, EndpointSlice, ObjectKey, Service, ServiceType
 
@@ -19,7 +21,7 @@ class Target(NamedTuple):
     """One candidate of an SRV answer."""
 
     label: str
-    """The endpoint's name; empty: the Service itself."""
+    """The endpoint's name, of an import two labels with a dot; empty: the Service itself."""
     address: str
     port: int
 
@@ -45,6 +47,11 @@ def _is_label(text: str) -> bool:
     return len(text) <= names.MAX_LABEL_BYTES and "." not in text and text.isascii()
 
 
+def in_topology_zone(piece: EndpointSlice, zone: str) -> EndpointSlice:
+    """The slice with only the endpoints of a topology zone (lower case)."""
+    return msgspec.structs.replace(piece, endpoints=tuple(e for e in piece.endpoints if e.zone.lower() == zone))
+
+
 def slice_pairs(piece: EndpointSlice, *, pod_names: bool) -> set[tuple[str, str]]:
     """The (address, label) pairs of a slice's ready endpoints."""
     return {
@@ -65,7 +72,7 @@ class _SliceIndex(NamedTuple):
 class ServiceNames:
     """A Service with its slices, as the zone sees it. Immutable but for indexes made on first use."""
 
-    __slots__ = ("_addresses", "_indexes", "key", "owner", "pod_names", "service", "slices")
+    __slots__ = ("_addresses", "_indexes", "imported", "key", "owner", "pod_names", "service", "slices")
 
     def __init__(
         self,
@@ -73,15 +80,25 @@ class ServiceNames:
         slices: tuple[EndpointSlice, ...],
         *,
         pod_names: bool,
+        imported: bool = False,
         before: ServiceNames | None = None,
     ) -> None:
-        """Args: `before`: the same Service earlier; what was indexed of slices that did not change is taken over."""
+        """Nothing is indexed yet.
+
+        Args:
+            service: the Service.
+            slices: its slices, sorted by name.
+            pod_names: endpoints without a hostname are named after their pod.
+            imported: it is a ServiceImport: an endpoint's name has two labels, its own and its cluster's.
+            before: the same Service earlier; what was indexed of slices that did not change is taken over.
+        """
         self.key = service.key
         self.owner: tuple[ObjectKey] = (self.key,)
         """Shared by all its addresses in an index."""
         self.service = service
         self.slices = slices
         self.pod_names = pod_names
+        self.imported = imported
         self._addresses: tuple[str, ...] | None = None
         self._indexes: dict[str, _SliceIndex] = {}
         indexed = before._indexes if before is not None else None  # noqa: SLF001 - same class
@@ -129,7 +146,10 @@ class ServiceNames:
     # -- names
 
     def endpoint(self, label: str) -> tuple[str, ...]:
-        """The addresses of the endpoints called `label` (lower case), each once; empty: no such name."""
+        """The addresses of the endpoints called `label` (lower case; `EP.CLUSTER` of an import), each once.
+
+        Empty: no such name.
+        """
         found: dict[str, None] = {}
         for piece in self.slices:
             index = self._indexes.get(piece.name)
@@ -146,12 +166,30 @@ class ServiceNames:
         """The names of the ready endpoints with this address, sorted, each once."""
         return sorted(
             {
-                endpoint_label(endpoint, address, pod_names=self.pod_names)
+                self.label_of(piece, endpoint, address)
                 for piece in self.slices
                 for endpoint in piece.endpoints
                 if address in endpoint.addresses and endpoint.ready
             }
         )
+
+    def label_of(self, piece: EndpointSlice, endpoint: Endpoint, address: str) -> str:
+        """An endpoint's name; empty: it has none, as nobody says which cluster it is in."""
+        label = endpoint_label(endpoint, address, pod_names=self.pod_names)
+        if not self.imported:
+            return label
+        return f"{label}.{piece.source_cluster}" if piece.source_cluster else ""
+
+    def has_cluster(self, cluster: str) -> bool:
+        """Whether an import has a ready endpoint in this cluster (lower case): `CLUSTER.SVC` has names below it."""
+        return any(
+            piece.source_cluster.lower() == cluster and any(e.ready for e in piece.endpoints) for piece in self.slices
+        )
+
+    def in_topology_zone(self, zone: str) -> ServiceNames:
+        """The Service as if it had only the endpoints of a topology zone (lower case)."""
+        slices = tuple(in_topology_zone(piece, zone) for piece in self.slices)
+        return ServiceNames(self.service, slices, pod_names=self.pod_names, imported=self.imported)
 
     def has_protocol(self, protocol: str) -> bool:
         """Whether `_protocol.SVC` has a named port below it."""
@@ -213,7 +251,7 @@ class ServiceNames:
         for endpoint in piece.endpoints:
             if endpoint.ready:
                 for address in endpoint.addresses:
-                    yield Target(endpoint_label(endpoint, address, pod_names=self.pod_names), address, 0)
+                    yield Target(self.label_of(piece, endpoint, address), address, 0)
 
 
 def _matches(wanted: PortName, name: str, protocol: str) -> bool:
@@ -236,10 +274,12 @@ def _port_answer(service: Service) -> list[tuple[object, ...]]:
     return [(port.name, port.port, port.protocol) for port in service.ports]
 
 
-def slices_alike(old: EndpointSlice, new: EndpointSlice) -> bool:
-    """Whether the two slices have the same ports and ready endpoints, in the same order."""
+def slices_alike(old: EndpointSlice, new: EndpointSlice, *, zonal: bool = False) -> bool:
+    """Whether the two slices have the same ports and ready endpoints, in the same order; `zonal`: topology zones too."""
     if old is new:
         return True
+    if zonal and [e.zone for e in old.endpoints if e.ready] != [e.zone for e in new.endpoints if e.ready]:
+        return False
     return _slice_answer(old) == _slice_answer(new)
 
 

@@ -56,6 +56,8 @@ def watched(configs: Iterable[KubernetesConfig]) -> tuple[Watched, ...]:
     if any(not c.noendpoints for c in all_configs):
         found.append(Watched(Resource.ENDPOINT_SLICES, namespace, selector))
     found.append(Watched(Resource.NAMESPACES, field_selector=f"metadata.name={namespace}" if namespace else ""))
+    if any(c.multicluster for c in all_configs):
+        found.append(Watched(Resource.SERVICE_IMPORTS, namespace, selector, optional=True))
     if any(c.pods is PodsMode.VERIFIED for c in all_configs):
         found.append(Watched(Resource.PODS, namespace, selector, _LIVE_PODS))
     return tuple(found)

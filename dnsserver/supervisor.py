@@ -225,7 +225,7 @@ class Supervisor(MainProcess):
             await writer.drain()
         reached = [w.status.serials for w in self._workers if w is not worker and w.status is not None]
         if reached:
-            writer.write(link.frame(link.Serials(max(reached))))
+            writer.write(link.frame(link.Serials([max(each) for each in zip(*reached, strict=False)])))
         for raw in worker.backlog:
             writer.write(raw)
         worker.backlog.clear()
@@ -239,6 +239,7 @@ class Supervisor(MainProcess):
             Resource.ENDPOINT_SLICES: state.slices,
             Resource.PODS: state.pods,
             Resource.SERVICES: state.services,
+            Resource.SERVICE_IMPORTS: state.service_imports,
         }
         for resource, table in tables.items():
             if not table and not state.is_listed(resource):

@@ -24,7 +24,7 @@ import structlog
 from dnsserver.corefile_model import Config
 from dnsserver.source import watched
 from kubecore import log
-from kubecore.model import EndpointSlice, Listed, ListStarted, Namespace, Pod, Resource, Service, Upsert
+from kubecore.model import EndpointSlice, Listed, ListStarted, Namespace, Pod, Resource, Service, ServiceImport, Upsert
 from kubecore.store import Store
 
 _log = structlog.get_logger()
@@ -37,6 +37,7 @@ _KINDS: Mapping[Resource, Any] = {
     Resource.ENDPOINT_SLICES: EndpointSlice,
     Resource.NAMESPACES: Namespace,
     Resource.PODS: Pod,
+    Resource.SERVICE_IMPORTS: ServiceImport,
 }
 
 
@@ -93,13 +94,14 @@ class Snapshots:
         except (OSError, SnapshotError) as error:
             _log.warning(log.SNAPSHOT_IGNORED, path=str(self._path), reason=str(error))
             return
-        needed = {w.resource for w in watched(b.kubernetes for b in config.blocks if b.kubernetes is not None)}
+        wanted = watched(b.kubernetes for b in config.blocks if b.kubernetes is not None)
+        needed = {w.resource for w in wanted if not w.optional}
         if not needed <= objects.keys():
             missing = sorted(r.value for r in needed - objects.keys())
             _log.warning(log.SNAPSHOT_IGNORED, path=str(self._path), reason=f"lacks {', '.join(missing)}")
             return
         state = self._store.state
-        for resource in needed:
+        for resource in {w.resource for w in wanted} & objects.keys():
             state.apply_event(ListStarted(resource))
             for item in objects[resource]:
                 state.apply_event(Upsert(item))
@@ -110,7 +112,7 @@ class Snapshots:
     def confirmed(self, config: Config) -> bool:
         """Whether the source has listed everything itself, so that nothing rests on the file any more."""
         needed = watched(b.kubernetes for b in config.blocks if b.kubernetes is not None)
-        return all(self._store.figures[w.resource].lists for w in needed)
+        return all(self._store.figures[w.resource].lists for w in needed if not w.optional)
 
     async def keep(self) -> None:
         """Write every minute if something changed, until cancelled."""
@@ -131,6 +133,7 @@ class Snapshots:
             Resource.ENDPOINT_SLICES: state.slices,
             Resource.NAMESPACES: state.namespaces,
             Resource.PODS: state.pods,
+            Resource.SERVICE_IMPORTS: state.service_imports,
         }
         objects = {r: list(tables[r].values()) for r in listed}
         try:

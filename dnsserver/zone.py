@@ -3,8 +3,8 @@
 Knows which objects are visible under a configuration, and which names a change touches. Must not know records (that is
 `lookup`), messages, time. `apply` is called by the server when the cluster changed.
 
-A Service is visible if its namespace is exposed and its labels are selected. The Zone keeps the objects it last saw, so
-that a change can be compared with them and every look-up sees whole Services, old or new.
+A Service (or ServiceImport) is visible if its namespace is exposed and its labels are selected. The Zone keeps the
+objects it last saw, so that a change can be compared with them and every look-up sees whole Services, old or new.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from dnsserver import names
 from dnsserver.config import KubernetesConfig, PodsMode
+from dnsserver.imports import Imports, import_names
 from dnsserver.reverse import AddressIndex
 from dnsserver.services import ServiceNames, answers_alike, slice_pairs, slices_alike
 from kubecore.model import EndpointSlice, ObjectKey, Pod, Resource
@@ -53,9 +54,12 @@ class Zone:
         """The same for external addresses, which other zones show."""
         self.synced = False
         """Whether every resource the zone is made of was listed: absence means something."""
+        self.imports = Imports(config.multicluster)
+        """What the multicluster zones among ours show, where others show Services."""
         self.local_addresses = tuple(local_addresses)
         self._zones = {zone: names.is_reverse(zone) for zone in config.zones}
         self._forward = tuple(zone for zone, reverse in self._zones.items() if not reverse)
+        self._own = tuple(zone for zone in self._forward if zone not in self.imports.zones)
         self._has_reverse = any(self._zones.values())
         self._services: dict[ObjectKey, ServiceNames] = {}
         self._service_counts: dict[str, int] = {}
@@ -77,6 +81,15 @@ class Zone:
                 return None
             at += 1 + lower[at]
         return at
+
+    def serial_of(self, lower: bytes) -> Zone | Imports:
+        """Who holds the serial that answers for a lower-case name show: multicluster zones have one of their own."""
+        cut = self.cut(lower)
+        return self.imports if cut is not None and lower[cut:] in self.imports.zones else self
+
+    def is_synced(self, zone: bytes) -> bool:
+        """Whether all that `zone` (one of ours, lower case) is made of was listed."""
+        return self.synced and (zone not in self.imports.zones or self.imports.synced)
 
     def tag(self, lower: bytes) -> bytes:
         """The key under which `apply` reports changes of this name's answers: one a Service, one a namespace's pods.
@@ -108,7 +121,7 @@ class Zone:
         return self._services.values()
 
     def has_namespace(self, namespace: str) -> bool:
-        """Whether a namespace exists (as an object, or by a Service in it) and is exposed."""
+        """Whether a namespace exists (as an object, or by a Service or ServiceImport in it) and is exposed."""
         if namespace not in self._namespaces and namespace not in self._service_counts:
             return False
         return self._exposes(namespace)
@@ -151,8 +164,8 @@ class Zone:
         return self._cluster_ips.covers(name) or self._endpoint_ips.covers(name)
 
     def primary(self) -> bytes | None:
-        """The first forward zone, lower case: where PTR records point to. None: only reverse zones."""
-        return self._forward[0] if self._forward else None
+        """The first forward zone with the cluster's Services, lower case: where PTR records point to. None: none."""
+        return self._own[0] if self._own else None
 
     # -- changing
 
@@ -167,15 +180,22 @@ class Zone:
             if entry:
                 self._services[key] = entry
                 self._service_counts[key.namespace] = self._service_counts.get(key.namespace, 0) + 1
+        for key in state.service_imports if self.imports.zones else ():
+            if self.imports.put(key, self._import_entry(state, key)):
+                self._service_counts[key.namespace] = self._service_counts.get(key.namespace, 0) + 1
         entries = self._services.values()
         self._cluster_ips.load((ip, e.owner) for e in entries if not e.is_alias for ip in e.service.cluster_ips)
         self._endpoint_ips.load((address, e.owner) for e in entries for address in e.slice_addresses())
         self._external_ips.load((address, e.owner) for e in entries for address in e.external_addresses())
         self.synced = state.is_listed(*self.resources())
-        self.serial = self.external_serial = int(now_s)
+        self.imports.synced = state.is_listed(Resource.SERVICE_IMPORTS)
+        self.serial = self.external_serial = self.imports.serial = int(now_s)
 
     def resources(self) -> tuple[Resource, ...]:
-        """What the zone is made of: to be watched, and listed before absence means anything."""
+        """What the zone is made of: to be watched, and listed before absence means anything.
+
+        Not the ServiceImports: where they cannot be had, the cluster's own zones are well.
+        """
         needed = [Resource.SERVICES, Resource.NAMESPACES]
         if not self.config.noendpoints:
             needed.append(Resource.ENDPOINT_SLICES)
@@ -188,23 +208,36 @@ class Zone:
 
         The cost is that of the changed Services. A large `changes` may be given in parts.
         """
-        tags: set[bytes] = set()
-        services = set(changes.services)
+        shared: set[bytes] = set()  # namespaces and pods are in all forward zones
+        services, imports = set(changes.services), set(changes.service_imports)
         for key in changes.namespaces:
-            if self._put_namespace(state, key.name, tags):
+            if self._put_namespace(state, key.name, shared):
                 services |= {service for service in state.services if service.namespace == key.name}
+                imports |= {found for found in state.service_imports if found.namespace == key.name}
         for key in changes.pods:
-            self._put_pod(key, state.pods.get(key), tags)
+            self._put_pod(key, state.pods.get(key), shared)
+        own: set[bytes] = set()
+        imported: set[bytes] = set()
         external = False
         for key in services:
-            external |= self._put_service(key, self._entry(state, key), tags)
-        if external or tags:
+            external |= self._put_service(key, self._entry(state, key), own, shared)
+        for key in imports if self.imports.zones else ():
+            self._put_import(key, self._import_entry(state, key), imported, shared)
+        if external or own or shared:
             self.external_serial = max(int(now_s), self.external_serial + 1)
-        if tags:
+        if own or shared:
             self.serial = max(int(now_s), self.serial + 1)
+        if imported or shared:
+            self.imports.serial = max(int(now_s), self.imports.serial + 1)
+        tags = own | imported | shared
+        if tags:
             tags.add(b"")
-        was, self.synced = self.synced, state.is_listed(*self.resources())
-        return Invalidation(everything=was != self.synced, tags=frozenset(tags))
+        were = self.synced, self.imports.synced
+        self.synced, self.imports.synced = (
+            state.is_listed(*self.resources()),
+            state.is_listed(Resource.SERVICE_IMPORTS),
+        )
+        return Invalidation(everything=were != (self.synced, self.imports.synced), tags=frozenset(tags))
 
     def _exposes(self, namespace: str) -> bool:
         if self.config.namespaces:
@@ -221,6 +254,17 @@ class Zone:
         if labels:
             slices = tuple(piece for piece in slices if labels.matches(piece.labels))
         return ServiceNames(service, slices, pod_names=self.config.endpoint_pod_names, before=self._services.get(key))
+
+    def _import_entry(self, state: ClusterState, key: ObjectKey) -> ServiceNames | None:
+        """The ServiceImport as the multicluster zones show it; None as for `_entry`."""
+        found = state.service_imports.get(key)
+        labels = self.config.labels
+        if found is None or not self._exposes(key.namespace) or (labels and not labels.matches(found.labels)):
+            return None
+        slices = () if self.config.noendpoints else state.import_slices_of(key)
+        if labels:
+            slices = tuple(piece for piece in slices if labels.matches(piece.labels))
+        return import_names(found, slices, pod_names=self.config.endpoint_pod_names, before=self.imports.get(key))
 
     def _put_namespace(self, state: ClusterState, name: str, tags: set[bytes]) -> bool:
         """Take in a namespace; whether its Services came into sight or went out of it."""
@@ -254,7 +298,7 @@ class Zone:
         if tags is not None:
             tags.update(_container(key.namespace, b"\x03pod", zone) for zone in self._forward)
 
-    def _put_service(self, key: ObjectKey, new: ServiceNames | None, tags: set[bytes]) -> bool:
+    def _put_service(self, key: ObjectKey, new: ServiceNames | None, tags: set[bytes], shared: set[bytes]) -> bool:
         """Replace a Service; whether its external addresses changed."""
         old = self._services.get(key)
         if new is None:
@@ -266,13 +310,21 @@ class Zone:
         self._index_cluster_ips(old, new, tags)
         changed = self._index_endpoints(old, new, tags)
         if old is None or new is None:
-            self._count_service(key.namespace, 1 if new else -1, tags)
+            self._count_service(key.namespace, 1 if new else -1, shared)
             changed = True
         elif not answers_alike(old, new):
             changed = True
         if changed:
-            tags.update(_below_svc(key, zone) for zone in self._forward)
+            tags.update(_below_svc(key, zone) for zone in self._own)
         return self._index_external_ips(old, new)
+
+    def _put_import(self, key: ObjectKey, new: ServiceNames | None, tags: set[bytes], shared: set[bytes]) -> None:
+        step = (new is not None) - (self.imports.get(key) is not None)
+        if not self.imports.put(key, new):
+            return
+        tags.update(_below_svc(key, zone) for zone in self.imports.zones)
+        if step:
+            self._count_service(key.namespace, step, shared)
 
     def _index_external_ips(self, old: ServiceNames | None, new: ServiceNames | None) -> bool:
         had = old.external_addresses() if old else ()
@@ -309,7 +361,7 @@ class Zone:
         any_changed = False
         for name in was.keys() | now.keys():
             before, after = was.get(name), now.get(name)
-            if before is not None and after is not None and slices_alike(before, after):
+            if before is not None and after is not None and slices_alike(before, after, zonal=self.config.zonal):
                 continue
             any_changed = True
             had, has = self._pairs(before), self._pairs(after)

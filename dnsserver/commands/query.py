@@ -166,7 +166,7 @@ async def _cluster(source: str, directives: list[KubernetesConfig]) -> ClusterSt
     store = Store()
     if opened is None:
         return store.state
-    needed = {resource for directive in directives for resource in Zone(directive).resources()}
+    needed = [w.resource for w in watched(directives)]
     following = asyncio.create_task(opened.source.run(store))
     try:
         async with asyncio.timeout(LIST_TIMEOUT_S):

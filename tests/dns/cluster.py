@@ -23,6 +23,7 @@ from kubecore.model import (
     Protocol,
     Resource,
     Service,
+    ServiceImport,
     ServiceType,
     Upsert,
 )
@@ -61,14 +62,18 @@ def service(key: str, ips: str = "", ports: str = "", **more: object) -> Service
 
 
 def piece(of: str, endpoints: str, ports: str = "", name: str = "a", **more: object) -> EndpointSlice:
-    """A slice. Endpoints: `10.1.0.1=web-0` with hostname, `10.1.0.1@pod-x` of a pod, `10.1.0.2!` not ready."""
+    """A slice. Endpoints: `10.1.0.1=web-0` with hostname, `10.1.0.1@pod-x` of a pod, `10.1.0.2/east-1` in a topology
+    zone, `10.1.0.3!` not ready."""
     namespace, svc = _split(of)
     made = []
     for word in endpoints.split():
         ready = not word.endswith("!")
-        rest, _, pod = word.rstrip("!").partition("@")
+        rest, _, zone = word.rstrip("!").partition("/")
+        rest, _, pod = rest.partition("@")
         address, _, hostname = rest.partition("=")
-        made.append(Endpoint(addresses=(address,), ready=ready, serving=ready, hostname=hostname, target_name=pod))
+        made.append(
+            Endpoint(addresses=(address,), ready=ready, serving=ready, hostname=hostname, target_name=pod, zone=zone)
+        )
     built = EndpointSlice(
         namespace=namespace,
         name=f"{svc}-{name}",
@@ -78,6 +83,25 @@ def piece(of: str, endpoints: str, ports: str = "", name: str = "a", **more: obj
         endpoints=tuple(made),
     )
     return msgspec.structs.replace(built, **more)
+
+
+def service_import(key: str, ips: str = "", ports: str = "", **more: object) -> ServiceImport:
+    """A ServiceImport; `ips="None"` makes it headless."""
+    ns, name = _split(key)
+    made = ServiceImport(
+        namespace=ns,
+        name=name,
+        headless=ips == "None",
+        ips=() if ips == "None" else tuple(ips.split()),
+        ports=tuple(Port(name=n, port=p, protocol=q) for n, p, q in _ports(ports)),
+    )
+    return msgspec.structs.replace(made, **more)
+
+
+def imported(of: str, cluster: str, endpoints: str, ports: str = "", name: str = "", **more: object) -> EndpointSlice:
+    """A slice of a ServiceImport with endpoints in `cluster`; written as `piece`."""
+    made = piece(of, endpoints, ports, name=name or cluster or "a", service="", service_import=of.split("/")[1])
+    return msgspec.structs.replace(made, source_cluster=cluster, **more)
 
 
 def namespace(name: str, **labels: str) -> Namespace:
@@ -113,6 +137,7 @@ def config(zones: str = "cluster.local", **more: object) -> KubernetesConfig:
     fallthrough = more.pop("fallthrough", None)
     if isinstance(fallthrough, str):
         more["fallthrough"] = tuple(zone for text in fallthrough.split() for zone in names.zones_of(text))
+    more["multicluster"] = tuple(names.zones_of(zone)[0] for zone in str(more.pop("multicluster", "")).split())
     return KubernetesConfig(zones=wire, **more)  # type: ignore[arg-type]
 
 

@@ -282,6 +282,13 @@ def test_operations_endpoints() -> None:
     assert default.address == Address("localhost", 9153)
 
 
+def test_kubernetes_names_of_zones_and_clusters() -> None:
+    text = "kubernetes cluster.local clusterset.local in-addr.arpa {\n multicluster Clusterset.Local\n zonal\n}"
+    found = block(text).kubernetes
+    assert found is not None
+    assert (found.multicluster, found.zonal) == ((zone("clusterset.local"),), True)
+
+
 def test_kubernetes() -> None:
     config = block(
         """kubernetes cluster.local 10.96.0.0/12 {
@@ -588,7 +595,10 @@ kubernetes cluster.local | pods insecur      | 'insecur' is no pods mode; did yo
 kubernetes cluster.local | ttl 3601          | TTL 3601 is out of range; write 0 to 3600
 kubernetes cluster.local | upstream          | 'upstream' is not supported in 'kubernetes'; remove it: names outside are resolved through this server itself
 kubernetes cluster.local | resyncperiod 5m   | 'resyncperiod' is not supported in 'kubernetes'; remove it: the cluster is watched
-kubernetes cluster.local | multicluster a.b  | 'multicluster' is not supported in 'kubernetes'; the Multi-Cluster Services API is not supported; forward clusterset.local to a server that has it
+kubernetes cluster.local | multicluster a.b  | 'a.b' is no zone of this 'kubernetes'; name it among the directive's zones too
+kubernetes cluster.local | multicluster      | 'multicluster' takes at least 1, found 0; add what is missing
+kubernetes cluster.local | zonal on          | 'zonal' takes no argument, found 1; remove the rest
+kubernetes cluster.local | transfer to *     | 'transfer' is not supported in 'kubernetes'; zone transfer is not supported
 kubernetes cluster.local | namespace default | 'namespace' is no option of 'kubernetes'; did you mean 'namespaces'?
 kubernetes cluster.local | labels a ==== b   | 'a ==== b' is no label requirement; write KEY=VALUE, KEY!=VALUE, KEY in (A, B), KEY notin (A, B), KEY or !KEY; write it as kubectl's -l takes it
 kubernetes cluster.local | endpoint k8s:6443 | 'k8s:6443' is no API endpoint; write https://HOST:PORT

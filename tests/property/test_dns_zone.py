@@ -10,20 +10,33 @@ from dnsserver.config import PodsMode
 from dnsserver.zone import Zone
 from kubecore.model import KubeObject
 from kubecore.selectors import LabelSelector
-from tests.dns.cluster import SERIAL, config, namespace, piece, pod, put, remove, service, state_of
+from tests.dns.cluster import (
+    SERIAL,
+    config,
+    imported,
+    namespace,
+    piece,
+    pod,
+    put,
+    remove,
+    service,
+    service_import,
+    state_of,
+)
 from tests.dns.notation import question
 
 NAMES = st.sampled_from(["web", "db"])
 SPACES = st.sampled_from(["one", "two"])
 ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.200.0.1", "fd00::1", "fd00::2", "fd00:1::1"])
 PORTS = st.sampled_from(["", "http:80", "80", "http:80 dns:53/UDP", "http:81"])
+FRONTS = st.sampled_from(["", "=h0", "=h1", "@p0", "/z1", "/z2"])
 LABELS = st.sampled_from([(), (("app", "x"),)])
 
 
 @st.composite
 def objects(draw: st.DrawFn) -> KubeObject:
     key = f"{draw(SPACES)}/{draw(NAMES)}"
-    match draw(st.integers(0, 5)):
+    match draw(st.integers(0, 7)):
         case 0:
             return namespace(draw(SPACES), **draw(st.sampled_from([{}, {"dns": "on"}])))
         case 1:
@@ -35,16 +48,20 @@ def objects(draw: st.DrawFn) -> KubeObject:
             return pod(
                 key, " ".join(draw(st.lists(ADDRESSES, max_size=2))), phase=draw(st.sampled_from(["Running", "Failed"]))
             )
-        case _:
+        case 4:
+            ips = draw(st.one_of(st.just("None"), st.lists(ADDRESSES, max_size=2, unique=True).map(" ".join)))
+            return service_import(key, ips, draw(PORTS), labels=draw(LABELS))
+        case kind:
             words = draw(
                 st.lists(
-                    st.tuples(ADDRESSES, st.sampled_from(["", "=h0", "=h1", "@p0"]), st.sampled_from(["", "!"])).map(
-                        "".join
-                    ),
+                    st.tuples(ADDRESSES, FRONTS, st.sampled_from(["", "!"])).map("".join),
                     max_size=4,
                 )
             )
             name = draw(st.sampled_from(["a", "b"]))
+            if kind == 5:
+                cluster = draw(st.sampled_from(["east", "west", ""]))
+                return imported(key, cluster, " ".join(words), draw(PORTS), name=name, labels=draw(LABELS))
             return piece(key, " ".join(words), draw(PORTS), name=name, labels=draw(LABELS))
 
 
@@ -58,6 +75,7 @@ CONFIGS = st.sampled_from(
         {"namespace_labels": LabelSelector.parse("dns=on")},
         {"namespaces": frozenset({"one"})},
         {"noendpoints": True},
+        {"zonal": True},
     ]
 )
 ASKED = [
@@ -67,8 +85,15 @@ ASKED = [
         *((f"{n}.{space}.svc.cluster.local", t) for n in ("web", "db") for t in ("A", "AAAA", "SRV", "TXT")),
         *(
             (f"{front}.web.{space}.svc.cluster.local", "SRV")
-            for front in ("_http._tcp", "_tcp", "_dns._udp", "h0", "p0", "10-0-0-1", "fd00--1")
+            for front in ("_http._tcp", "_tcp", "_dns._udp", "h0", "p0", "10-0-0-1", "fd00--1", "z1.pin._zone")
         ),
+        *((f"{n}.{space}.svc.clusterset.local", t) for n in ("web", "db") for t in ("A", "AAAA", "SRV", "TXT")),
+        *(
+            (f"{front}.web.{space}.svc.clusterset.local", "SRV")
+            for front in ("_http._tcp", "_tcp", "h0.east", "10-0-0-1.west", "east", "h0", "z1.pin._zone")
+        ),
+        (f"{space}.svc.clusterset.local", "A"),
+        (f"10-0-0-1.{space}.pod.clusterset.local", "A"),
         (f"{space}.svc.cluster.local", "A"),
         (f"10-0-0-1.{space}.pod.cluster.local", "A"),
         (f"fd00--1.{space}.pod.cluster.local", "AAAA"),
@@ -82,13 +107,14 @@ ASKED += [
     question("1.0.0.0.0.0.d.f.ip6.arpa. PTR"),
     question("cluster.local. SOA"),
     question("cluster.local. NS"),
+    question("clusterset.local. SOA"),
 ]
 
 
 @settings(max_examples=120, deadline=None)
 @given(STEPS, CONFIGS)
 def test_incremental_equals_from_scratch(steps: list[tuple[bool, KubeObject]], options: dict[str, object]) -> None:
-    made = config("cluster.local in-addr.arpa ip6.arpa", **options)
+    made = config("cluster.local clusterset.local in-addr.arpa ip6.arpa", multicluster="clusterset.local", **options)
     state = state_of()
     zone = Zone(made, ["10.0.0.1"])
     zone.load(state, SERIAL)
@@ -98,6 +124,7 @@ def test_incremental_equals_from_scratch(steps: list[tuple[bool, KubeObject]], o
         dropped = zone.apply(state, state.take_changes(), SERIAL)
         scratch = Zone(made, ["10.0.0.1"])
         scratch.load(state, zone.serial)
+        scratch.imports.serial = zone.imports.serial
         for asked in ASKED:
             if dropped.everything or zone.tag(asked.lower) in dropped.tags:
                 memo[asked] = prepare(zone, asked)
