@@ -10,18 +10,27 @@ Source: RFC 1034 §3.6.2 (aliases), RFC 2308 (denials carry the SOA), RFC 6604 (
 
 from __future__ import annotations
 
+from array import array
+from itertools import groupby
 from typing import NamedTuple
 
 from dnsserver import names
 from dnsserver.encode import AA, COUNTS, OPTION_EXTENDED_ERROR, QR, Packer, extended_error, pack_options
 from dnsserver.lookup import Kind, Reason, find, soa
-from dnsserver.message import RR, ExtendedError, Message, Prepared, QClass, QType, Question, Rcode
+from dnsserver.message import RR, Cuts, ExtendedError, Message, Prepared, QClass, QType, Question, Rcode
 from dnsserver.zone import Zone
 
 MAX_ALIASES = 10
 """CNAMEs followed for one question."""
-MAX_PREPARED_TAIL_BYTES = 16384
-"""All rotations of a prepared answer together; what is bigger is built for each query."""
+MAX_ROTATIONS_BYTES = 16384
+"""All rotations of a prepared answer together: those of 30 IPv4 addresses. More addresses are kept as rings."""
+RING_ORDERS = 4
+"""Orders that a ring of this many addresses or fewer is kept in; one of twice as many in half as many …"""
+RING_ORDERS_UP_TO = 256
+MAX_TAIL_BYTES = 65535
+"""Longer fits in no message. Only rings may be: they are cut anyway."""
+SHORT_TAIL_BYTES = 128
+"""With a name of 255 bytes, a header and an OPT record with an extended error in front, this fits in 512 bytes."""
 
 _REASONS_TOLD = frozenset({Reason.NO_READY_ENDPOINTS, Reason.BAD_ALIAS})
 """Told to clients as extended errors; the rest is every search path's daily misses."""
@@ -179,27 +188,45 @@ def prepare(zone: Zone, question: Question) -> Prepared | None:
     message = outcome.message
     if message.rcode not in (Rcode.NOERROR, Rcode.NXDOMAIN) or _leads_elsewhere(message, name):
         return None
-    packer = Packer(question._replace(name=name))
-    start = len(packer.data)
-    for rr in message.answer:
-        packer.record(rr)
-    block = bytes(packer.data[start:])
-    rest_at = len(packer.data)
-    for rr in message.authority + message.additional:
-        packer.record(rr)
-    rest = bytes(packer.data[rest_at:])
+    tail, cuts = _tail(question._replace(name=name), message)
     count = len(message.answer)
-    rotates = count > 1 and question.qtype in (QType.A, QType.AAAA)
-    if len(packer.data) * (count if rotates else 1) > MAX_PREPARED_TAIL_BYTES:
+    tails: tuple[bytes, ...] = (tail,)
+    record_bytes, rings = 0, False
+    if count > 1 and question.qtype in (QType.A, QType.AAAA):
+        record_bytes, rings = len(tail) // count, len(tail) * count > MAX_ROTATIONS_BYTES
+        tails = _rings(tail, count) if rings else tuple(_rotations(tail, count))
+    elif len(tail) > MAX_TAIL_BYTES:
         return None
     options = pack_options((OPTION_EXTENDED_ERROR, extended_error(code, text)) for code, text in message.errors)
     return Prepared(
         flags=QR | AA | message.rcode,
         counts=COUNTS.pack(count, len(message.authority), len(message.additional)),
-        tails=tuple(tail + rest for tail in _rotations(block, count)) if rotates else (block + rest,),
+        tails=tails,
         options=options,
         lower_only=any(rr.type == QType.SRV for rr in message.answer),
+        record_bytes=record_bytes,
+        rings=rings,
+        cuts=cuts if len(tails) == 1 and len(tail) > SHORT_TAIL_BYTES else None,
     )
+
+
+def _tail(question: Question, message: Message) -> tuple[bytes, Cuts | None]:
+    """What stands behind the question, and where it may end earlier; None where AUTHORITY is in the way."""
+    packer = Packer(question)
+    start = len(packer.data)
+    ends, additionals = array("I"), array("I")
+    for rr in message.answer:
+        packer.record(rr)
+        ends.append(len(packer.data) - start)
+    for rr in message.authority:
+        packer.record(rr)
+    for _, group in groupby(message.additional, key=lambda rr: (rr.name, rr.type)):
+        members = list(group)
+        for rr in members:
+            packer.record(rr)
+        ends.append(len(packer.data) - start)
+        additionals.append((additionals[-1] if additionals else 0) + len(members))
+    return bytes(packer.data[start:]), Cuts(ends, additionals) if message.answer and not message.authority else None
 
 
 def _leads_elsewhere(message: Message, name: bytes) -> bool:
@@ -207,21 +234,35 @@ def _leads_elsewhere(message: Message, name: bytes) -> bool:
     return any(rr.name != name or rr.type == QType.CNAME for rr in message.answer)
 
 
-def _rotations(block: bytes, count: int) -> list[bytes]:
+def _rotations(tail: bytes, count: int) -> list[bytes]:
     """As many orders as records, each with another one first and the others shuffled behind it.
 
-    Shuffled, so that no address inherits the load of its neighbour that does not answer. Deterministic: a linear
-    congruential generator seeded by the position.
+    Shuffled, so that no address inherits the load of its neighbour that does not answer.
     """
-    size = len(block) // count
-    pieces = [block[at : at + size] for at in range(0, len(block), size)]
-    orders = []
-    for first in range(count):
-        order = pieces[first + 1 :] + pieces[:first]
-        seed = first * 2654435761 + count
-        for i in range(len(order) - 1, 0, -1):
-            seed = (seed * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
-            j = (seed >> 33) % (i + 1)
-            order[i], order[j] = order[j], order[i]
-        orders.append(pieces[first] + b"".join(order))
-    return orders
+    pieces = _pieces(tail, count)
+    return [
+        pieces[first] + b"".join(_shuffled(pieces[first + 1 :] + pieces[:first], first * 2654435761 + count))
+        for first in range(count)
+    ]
+
+
+def _rings(tail: bytes, count: int) -> tuple[bytes, ...]:
+    """Some orders of the records, each twice over. More than one for the reason that rotations are shuffled."""
+    pieces = _pieces(tail, count)
+    orders = max(1, RING_ORDERS * RING_ORDERS_UP_TO // max(count, RING_ORDERS_UP_TO))
+    return tuple(b"".join(_shuffled(pieces, seed)) * 2 for seed in range(orders))
+
+
+def _pieces(tail: bytes, count: int) -> list[bytes]:
+    size = len(tail) // count
+    return [tail[at : at + size] for at in range(0, len(tail), size)]
+
+
+def _shuffled(pieces: list[bytes], seed: int) -> list[bytes]:
+    """In another order, always the same for a seed: by a linear congruential generator."""
+    order = pieces.copy()
+    for i in range(len(order) - 1, 0, -1):
+        seed = (seed * 6364136223846793005 + 1442695040888963407) & 0xFFFFFFFFFFFFFFFF
+        j = (seed >> 33) % (i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
