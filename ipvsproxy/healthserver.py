@@ -6,6 +6,7 @@ need no change.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from kubecore import log
 from kubecore.model import ObjectKey
 
 HEADERS = {"X-Content-Type-Options": "nosniff"}
+
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})
+_NO_SUCH_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""What binding to `::` gives where IPv6 is disabled."""
 
 _log = structlog.get_logger()
 
@@ -76,7 +81,15 @@ class _Listener:
 
     port: int
     addresses: frozenset[str]
+    """Where it is to listen."""
     runner: web.AppRunner
+    refused: dict[str, str]
+    """Addresses that could not be bound, and why."""
+
+    @property
+    def bound(self) -> bool:
+        """Whether it listens anywhere."""
+        return len(self.refused) < len(self.addresses)
 
 
 class ServiceHealthServers:
@@ -96,7 +109,12 @@ class ServiceHealthServers:
     @property
     def ports(self) -> dict[ObjectKey, int]:
         """Services whose server runs, and where."""
-        return {service: listener.port for service, listener in self._listeners.items()}
+        return {service: listener.port for service, listener in self._listeners.items() if listener.bound}
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether some address could not be bound: the next `reconcile` tries it again."""
+        return any(listener.refused for listener in self._listeners.values())
 
     def set_count(self, service: ObjectKey, local_ready: int) -> None:
         """Number of distinct ready local endpoint addresses, as the next probe is to see it."""
@@ -105,7 +123,8 @@ class ServiceHealthServers:
     async def reconcile(self, wanted: dict[ObjectKey, int], addresses: Iterable[str]) -> None:
         """Run exactly the servers of `wanted` (Service → port) on `addresses` (`0.0.0.0`, `::` or node addresses).
 
-        Idempotent; a port that cannot be bound is reported and left for the next call.
+        Idempotent; what cannot be bound is reported, once for each reason, and left for the next call. An address
+        family that this node does not have is no failure while the other is served.
         """
         where = frozenset(addresses)
         for service, listener in list(self._listeners.items()):
@@ -116,32 +135,33 @@ class ServiceHealthServers:
             del self._local_ready[service]
         for service, port in wanted.items():
             if service not in self._listeners:
-                await self._listen(service, port, where)
+                app = web.Application()
+                app.router.add_route("*", "/{any:.*}", self._handler(service))
+                runner = web.AppRunner(app, access_log=None, handle_signals=False)
+                await runner.setup()
+                self._listeners[service] = _Listener(port, where, runner, dict.fromkeys(where, ""))
+            if self._listeners[service].refused:
+                await self._listen(service, self._listeners[service])
 
     async def close(self) -> None:
         """Stop all servers."""
         await self.reconcile({}, ())
 
-    async def _listen(self, service: ObjectKey, port: int, addresses: frozenset[str]) -> None:
-        app = web.Application()
-        app.router.add_route("*", "/{any:.*}", self._handler(service))
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await runner.setup()
-        bound = 0
-        problems: list[str] = []
-        for address in sorted(addresses):
+    async def _listen(self, service: ObjectKey, listener: _Listener) -> None:
+        """Bind what is not bound yet."""
+        before, listener.refused = listener.refused, {}
+        was_bound = len(before) < len(listener.addresses)
+        for address in sorted(before):
             try:
-                await web.TCPSite(runner, address, port, reuse_address=True).start()
-                bound += 1
+                await web.TCPSite(listener.runner, address, listener.port, reuse_address=True).start()
             except OSError as error:
-                problems.append(f"{address} port {port}: {error.strerror or error}")
-        if problems:
-            self._failed(service, f"node port health check cannot listen on {'; '.join(problems)}")
-        if bound:
-            self._listeners[service] = _Listener(port, addresses, runner)
-            _log.info(log.HEALTH_CHECK_STARTED, service=str(service), port=port)
-        else:
-            await runner.cleanup()
+                if not (error.errno in _NO_SUCH_FAMILY and address in _EVERYWHERE and listener.addresses > {address}):
+                    listener.refused[address] = error.strerror or str(error)
+        news = [f"{a} port {listener.port}: {why}" for a, why in listener.refused.items() if before[a] != why]
+        if news:
+            self._failed(service, f"node port health check cannot listen on {'; '.join(news)}")
+        if listener.bound and not was_bound:
+            _log.info(log.HEALTH_CHECK_STARTED, service=str(service), port=listener.port)
 
     def _handler(self, service: ObjectKey) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(_: web.Request) -> web.Response:

@@ -163,6 +163,7 @@ class Reconciler:
         self._backoff = Backoff((rng or random.Random()).uniform, first_s=0.5, cap_s=30.0)  # noqa: S311 - jitter
         self._retry_at_s: float | None = None
         self._audit_at_s: float | None = None
+        self._listen_at_s: float | None = None
         self._pending = _Pending()
         self._kernel_news: set[str] = set()
         self._wake = asyncio.Event()
@@ -286,7 +287,7 @@ class Reconciler:
         """Until there is something to do, or a deadline passes."""
         if self._pending:
             return
-        deadlines = [self._retry_at_s, self._audit_at_s, self._draining.next_deadline_s()]
+        deadlines = [self._retry_at_s, self._audit_at_s, self._listen_at_s, self._draining.next_deadline_s()]
         soonest_s = min((d for d in deadlines if d is not None), default=None)
         timeout_s = None if soonest_s is None else max(0.0, soonest_s - self._clock.monotonic())
         waiters = [
@@ -311,6 +312,8 @@ class Reconciler:
             await self._take_changes(failures)
         now_s = self._clock.monotonic()
         failures += await self._drain(now_s)
+        if self._listen_at_s is not None and now_s >= self._listen_at_s:
+            await self._serve_health_checks()
         if self._retry_at_s is not None and now_s >= self._retry_at_s:
             worked = True
             failures += await self._repair("retry")
@@ -685,7 +688,9 @@ class Reconciler:
         }
         setting = self._config.node_port_addresses
         addresses = self._planner.node_port_addresses() if setting.primary or setting.cidrs else ("0.0.0.0", "::")
-        await self._around.health_servers.reconcile(wanted, addresses)
+        servers = self._around.health_servers
+        await servers.reconcile(wanted, addresses)
+        self._listen_at_s = self._clock.monotonic() + self._config.ipvs.sync_period_s if servers.incomplete else None
 
     def _measure_programming(self, services: Iterable[ObjectKey]) -> None:
         """kube-proxy's network programming latency: from the last change of an endpoint to now, once a change."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import Any
 
@@ -153,6 +154,42 @@ async def test_a_port_in_use_is_reported_and_bound_once_it_is_free() -> None:
         assert servers.ports == {}
     await servers.reconcile({WEB: port}, ["127.0.0.1"])
     assert servers.ports == {WEB: port}
+    await servers.close()
+
+
+async def test_an_address_that_was_taken_is_bound_beside_the_others() -> None:
+    failures: list[str] = []
+    servers = ServiceHealthServers(lambda: True, lambda _service, text: failures.append(text))
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.2", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        for _ in range(2):
+            await servers.reconcile({WEB: port}, ["127.0.0.1", "127.0.0.2"])
+        assert servers.ports == {WEB: port}
+        assert servers.incomplete
+        assert len(failures) == 1, "told once"
+    await servers.reconcile({WEB: port}, ["127.0.0.1", "127.0.0.2"])
+    assert not servers.incomplete
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.2:{port}/") as reply:
+        assert reply.status == 503
+    await servers.close()
+
+
+async def test_a_node_without_ipv6_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = web.TCPSite.start
+
+    async def without_ipv6(site: web.TCPSite) -> None:
+        if site._host == "::":
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        await start(site)
+
+    monkeypatch.setattr(web.TCPSite, "start", without_ipv6)
+    failures: list[str] = []
+    servers = ServiceHealthServers(lambda: True, lambda _service, text: failures.append(text))
+    port = free_port()
+    await servers.reconcile({WEB: port}, ["0.0.0.0", "::"])
+    assert (servers.ports, servers.incomplete, failures) == ({WEB: port}, False, [])
     await servers.close()
 
 

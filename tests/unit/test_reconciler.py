@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 
 import pytest
 
@@ -29,7 +30,7 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
-from kubecore.model import EndpointSlice, Protocol, Resource, Service, ServiceType
+from kubecore.model import EndpointSlice, Protocol, Resource, Service, ServiceType, TrafficPolicy
 from tests.builders import endpoint_slice, key, node, service
 from tests.reconciling import NODE, World, world
 
@@ -406,3 +407,24 @@ def test_ops_have_names_for_people() -> None:
 
 def test_key_helper_reads_namespaces() -> None:
     assert key("kube-system/kube-dns").namespace == "kube-system"
+
+
+async def test_a_health_check_port_that_was_taken_is_tried_again() -> None:
+    with socket.socket(socket.AF_INET6) as holder:
+        holder.bind(("::", 0))  # both families
+        holder.listen()
+        port = holder.getsockname()[1]
+        balancer = service(
+            "web",
+            "10.96.0.5",
+            type=ServiceType.LOAD_BALANCER,
+            external_policy=TrafficPolicy.LOCAL,
+            health_check_node_port=port,
+        )
+        async with world(balancer) as it:
+            servers = it.reconciler._around.health_servers
+            assert servers.ports == {}
+            holder.close()
+            await it.advance(31.0)
+            assert servers.ports == {balancer.key: port}
+            assert not servers.incomplete
