@@ -28,7 +28,7 @@ RING_ORDERS = 4
 """Orders that a ring of this many addresses or fewer is kept in; one of twice as many in half as many …"""
 RING_ORDERS_UP_TO = 256
 MAX_TAIL_BYTES = 65535
-"""Longer fits in no message. Only rings may be: they are cut anyway."""
+"""Longer fits in no message: one record more is kept, to see that there was more. But of addresses all take turns."""
 SHORT_TAIL_BYTES = 128
 """With a name of 255 bytes, a header and an OPT record with an extended error in front, this fits in 512 bytes."""
 
@@ -195,8 +195,6 @@ def prepare(zone: Zone, question: Question) -> Prepared | None:
     if count > 1 and question.qtype in (QType.A, QType.AAAA):
         record_bytes, rings = len(tail) // count, len(tail) * count > MAX_ROTATIONS_BYTES
         tails = _rings(tail, count) if rings else tuple(_rotations(tail, count))
-    elif len(tail) > MAX_TAIL_BYTES:
-        return None
     options = pack_options((OPTION_EXTENDED_ERROR, extended_error(code, text)) for code, text in message.errors)
     return Prepared(
         flags=QR | AA | message.rcode,
@@ -218,6 +216,8 @@ def _tail(question: Question, message: Message) -> tuple[bytes, Cuts | None]:
     for rr in message.answer:
         packer.record(rr)
         ends.append(len(packer.data) - start)
+        if ends[-1] > MAX_TAIL_BYTES and question.qtype not in (QType.A, QType.AAAA):
+            return bytes(packer.data[start:]), Cuts(ends, additionals)
     for rr in message.authority:
         packer.record(rr)
     for _, group in groupby(message.additional, key=lambda rr: (rr.name, rr.type)):
@@ -226,6 +226,8 @@ def _tail(question: Question, message: Message) -> tuple[bytes, Cuts | None]:
             packer.record(rr)
         ends.append(len(packer.data) - start)
         additionals.append((additionals[-1] if additionals else 0) + len(members))
+        if ends[-1] > MAX_TAIL_BYTES:
+            break
     return bytes(packer.data[start:]), Cuts(ends, additionals) if message.answer and not message.authority else None
 
 

@@ -226,8 +226,8 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
         short = tail[: self.cuts.ends[kept - 1]]
         if kept < answers:
             return self._truncated(kept), short
-        left_out = self.cuts.additionals[-1] - (self.cuts.additionals[kept - answers - 1] if kept > answers else 0)
-        return self.head[:8] + (int.from_bytes(self.head[8:10], "big") - left_out).to_bytes(2, "big"), short
+        additionals = (self.cuts.additionals[kept - answers - 1] if kept > answers else 0) + bool(self.options)
+        return self.head[:8] + additionals.to_bytes(2, "big"), short
 
     def _truncated(self, answers: int) -> bytes:
         """The head of a reply with so many records of ANSWER and nothing behind them but OPT (RFC 2181 §9)."""
