@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from dnsserver.cli import main as _main
@@ -9,7 +10,10 @@ from dnsserver.cli import main as _main
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(_main())
+    code = _main()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # one more while the interpreter goes must not replace the exit code
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ CLUSTER = "cluster"
 """The value of `--source` that means the API server."""
 _LIVE_PODS = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"
 
+_NO_IMPORTS = (
+    "install the CustomResourceDefinition of ServiceImports (multicluster.x-k8s.io/v1alpha1), or take multicluster out "
+    "of the Corefile; until then its zones are empty"
+)
+
 
 class SourceError(Exception):
     """The configuration does not lead to one source."""
@@ -57,7 +62,7 @@ def watched(configs: Iterable[KubernetesConfig]) -> tuple[Watched, ...]:
         found.append(Watched(Resource.ENDPOINT_SLICES, namespace, selector))
     found.append(Watched(Resource.NAMESPACES, field_selector=f"metadata.name={namespace}" if namespace else ""))
     if any(c.multicluster for c in all_configs):
-        found.append(Watched(Resource.SERVICE_IMPORTS, namespace, selector, optional=True))
+        found.append(Watched(Resource.SERVICE_IMPORTS, namespace, selector, optional=True, remedy=_NO_IMPORTS))
     if any(c.pods is PodsMode.VERIFIED for c in all_configs):
         found.append(Watched(Resource.PODS, namespace, selector, _LIVE_PODS))
     return tuple(found)

@@ -196,6 +196,9 @@ class _Narrator:
                     detail=verdict.detail,
                     wait_s=wait_s,
                 )
+            case Reason.ABSENT if self._watched.remedy:
+                remedy = self._watched.remedy
+                self._log.warning(log.WATCH_RESOURCE_MISSED, path=request.path, remedy=remedy, wait_s=wait_s)
             case Reason.ABSENT if self._watched.optional:
                 self._log.info(log.WATCH_RESOURCE_MISSED, path=request.path, wait_s=wait_s)
             case Reason.ABSENT:

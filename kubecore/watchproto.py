@@ -58,6 +58,8 @@ class Watched:
     """Objects a page; also what bounds memory during a paginated list."""
     optional: bool = False
     """The server may not have this resource at all (ServiceCIDR before 1.33). A 404 then counts as an empty list."""
+    remedy: str = ""
+    """What gives the server an optional resource that somebody asked for; its absence is then a warning."""
 
     @property
     def api_group(self) -> str:

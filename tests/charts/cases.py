@@ -84,6 +84,7 @@ CASES: dict[str, dict[str, Object]] = {
         **COMMON,
         "CoreDNS' ConfigMap, joining": {"existingConfigMap": "coredns", "service": {"create": False}},
         "pods of an existing Corefile": {"existingConfigMap": "coredns", "rbac": {"pods": True}},
+        "imports of an existing Corefile": {"existingConfigMap": "coredns", "rbac": {"serviceImports": True}},
         "address": {"service": {"clusterIP": "10.96.0.10"}},
         "dual stack": {
             "service": {

@@ -141,11 +141,18 @@ annotations:
   "metrics" (include "dnsserver.pluginPort" (list $root $servers (index . 2) "prometheus")) | toJson }}
 {{- end }}
 
-{{- /* Whether the role has pods. */ -}}
+{{- /* Whether the role has pods, or ServiceImports. */ -}}
 {{- define "dnsserver.watchesPods" -}}
-{{- if eq (toString .Values.rbac.pods) "auto" }}
-{{- if and (not .Values.existingConfigMap) (regexMatch "(?m)^\\s*pods\\s+verified" (include "dnsserver.corefile" (list . .Values.servers))) }}true{{ end }}
-{{- else if .Values.rbac.pods }}true{{ end }}
+{{- include "dnsserver.watches" (list . .Values.rbac.pods "pods\\s+verified") }}
+{{- end }}
+{{- define "dnsserver.watchesImports" -}}
+{{- include "dnsserver.watches" (list . .Values.rbac.serviceImports "multicluster\\s") }}
+{{- end }}
+{{- define "dnsserver.watches" -}}
+{{- $root := index . 0 }}
+{{- if eq (toString (index . 1)) "auto" }}
+{{- if and (not $root.Values.existingConfigMap) (regexMatch (printf "(?m)^\\s*%s" (index . 2)) (include "dnsserver.corefile" (list $root $root.Values.servers))) }}true{{ end }}
+{{- else if index . 1 }}true{{ end }}
 {{- end }}
 
 {{- /* The Service's address: given, or found in the cluster with "auto". */ -}}
