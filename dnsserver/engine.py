@@ -375,12 +375,12 @@ class _PodIndex:
 
 
 def relax_memory() -> None:
-    """Have the garbage collector look at old objects seldom. To be called at the start.
+    """Have the garbage collector look at few objects at a time, and at old ones seldom. To be called at the start.
 
-    A full collection over a million objects holds the event loop for hundreds of milliseconds, for nothing: what
-    changes of the cluster leave behind has no cycles and is freed by reference counts.
+    2,000 new objects take it 0.3 ms. A full collection over a million would hold the event loop for hundreds of
+    milliseconds, for nothing: what changes of the cluster leave behind has no cycles and is freed by reference counts.
     """
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(2_000, 5, 2_000)
 
 
 def settle_memory() -> None:

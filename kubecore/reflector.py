@@ -25,9 +25,8 @@ from kubecore.watchproto import ORDERLY, WAITS_S, Reason, Request, Verdict, Watc
 
 _LOG = structlog.get_logger()
 _ERROR_BODY_BYTES = 64 * 1024
-_BATCH = 128
-"""Objects taken in before other tasks get their turn: about a millisecond, so that DNS answers do not wait for a
-relist."""
+_TURN_S = 0.001
+"""Objects are taken in for so long, then other tasks get their turn: DNS answers do not wait for a relist."""
 
 
 class Answer(Protocol):
@@ -134,7 +133,8 @@ class Reflector:
 
     async def _apply(self, arrived: Iterable[Event | Skipped], store: Store, session: WatchSession) -> None:
         resource = session.watched.resource
-        for count, item in enumerate(arrived, start=1):
+        until_s = time.perf_counter() + _TURN_S
+        for item in arrived:
             if isinstance(item, Skipped):
                 store.figures[resource].skipped += 1
                 _LOG.warning(
@@ -148,8 +148,9 @@ class Reflector:
                 store.apply(item)
                 if isinstance(item, Listed):
                     _LOG.info(log.WATCH_LIST_COMPLETED, resource=resource.value, objects=store.count(resource))
-            if count % _BATCH == 0:
+            if time.perf_counter() > until_s:
                 await asyncio.sleep(0)
+                until_s = time.perf_counter() + _TURN_S
 
 
 async def _read_some(answer: Answer, limit_bytes: int) -> bytes:

@@ -68,8 +68,15 @@ class Api:
 
     def churn(self, rate: int) -> None:
         """Change this many Services a second."""
+        self._tell(f"churn {rate}")
+
+    def relist(self) -> None:
+        """Have everything listed anew."""
+        self._tell("relist")
+
+    def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"churn {rate}\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         self._expect("ok")
 

@@ -1,7 +1,8 @@
 """A process with an API server full of Services, for the DNS benchmarks: `python -m tests.bench.dns_api KUBECONFIG`.
 
 Writes a kubeconfig, prints `ready`, then obeys lines on standard input: `churn N` changes the endpoints of N Services a
-second (0: none) until told otherwise.
+second (0: none) until told otherwise; `relist` restarts the server without its history, so that everything is listed
+anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ async def main(kubeconfig: Path) -> None:
         rate = [0]
         churning = asyncio.create_task(churn(server, rate))
         while line := await asyncio.to_thread(sys.stdin.readline):
-            rate[0] = int(line.split()[1])
+            match line.split():
+                case ["churn", number]:
+                    rate[0] = int(number)
+                case ["relist"]:
+                    await server.restart(lose_history=True)
             print("ok", flush=True)
         churning.cancel()
 

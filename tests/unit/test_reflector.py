@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from kubecore import watchproto
+from kubecore import reflector, watchproto
 from kubecore.api import ConnectionFailed
 from kubecore.model import Resource
 from kubecore.reflector import Reflector
@@ -79,6 +79,25 @@ async def run_until(reflector: Source, store: Store, condition: Callable[[], boo
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize(("turn_s", "fewest"), [(0.0, 500), (60.0, 0)])
+async def test_others_get_their_turn_while_a_long_list_is_taken_in(
+    turn_s: float, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflector, "_TURN_S", turn_s)
+    body = page(*(service(f"s{i}") for i in range(500)), version=1)
+    server = Server(lambda _, q: Answer(200, after="silence") if "watch" in q else Answer(200, body))
+    store, turns = Store(), 0
+
+    def others() -> bool:
+        nonlocal turns
+        turns += bool(store.count(Resource.SERVICES))
+        return store.state.is_listed(Resource.SERVICES)
+
+    await run_until(server.reflector(), store, others)
+    assert turns >= fewest
+    assert fewest or turns < 10
 
 
 def refusing(path: str, query: dict[str, str]) -> Answer:
