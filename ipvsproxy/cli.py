@@ -15,7 +15,7 @@ from importlib import import_module
 
 from ipvsproxy.commands.options import UsageError, tell
 from ipvsproxy.sources import SourceError
-from kubecore import __version__
+from kubecore import __version__, log
 
 COMMANDS = ("run", "plan", "diff", "cleanup")
 """Modules in `commands`, in the order of the help."""
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(words)
     except SystemExit as done:  # argparse has said why
         return wrong_use if done.code else 0
+    log.configure(level="warning")  # stdout is the answer's; `run` sets what the configuration says
     try:
         code: int = args.run(args)
     except UsageError as error:

@@ -55,7 +55,7 @@ def look(source: str, kubeconfig: str = "") -> tuple[ClusterState, list[str]]:
 
 async def _look_at_cluster(kubeconfig: str) -> ClusterState:
     from kubecore.access import AccessError, load_access  # noqa: PLC0415
-    from kubecore.api import ApiClient  # noqa: PLC0415
+    from kubecore.api import ApiClient, ApiError, ConnectionFailed  # noqa: PLC0415
     from kubecore.reflector import Reflector  # noqa: PLC0415
     from kubecore.store import Store  # noqa: PLC0415
 
@@ -65,6 +65,14 @@ async def _look_at_cluster(kubeconfig: str) -> ClusterState:
         raise SourceError(str(error)) from error
     store = Store()
     async with ApiClient(access, user_agent="ipvsproxy") as client:
+        # A daemon goes on trying. Somebody who waits for a command is told at once what stands in the way.
+        for watched in WATCHED:
+            try:
+                await client.request("GET", watched.path, query=[*_selectors(watched), ("limit", "1")])
+            except ConnectionFailed as error:
+                raise SourceError(f"{error} ({access.origin})") from error
+            except ApiError as error:
+                raise SourceError(f"{access.server}: {error}; {_remedy(error.status)} ({access.origin})") from error
         following = asyncio.create_task(Reflector(client, WATCHED).run(store))
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
@@ -72,8 +80,24 @@ async def _look_at_cluster(kubeconfig: str) -> ClusterState:
         except TimeoutError:
             missing = [w.resource.value for w in WATCHED if not store.state.is_listed(w.resource)]
             message = f"{access.server}: no list of {', '.join(missing)} within {LOOK_TIMEOUT_S:.0f} s"
-            raise SourceError(f"{message}; is the API server reachable, may this user list them?") from None
+            raise SourceError(f"{message}; what is in the way is logged above ({access.origin})") from None
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
     return store.state
+
+
+def _selectors(watched: Watched) -> list[tuple[str, str]]:
+    given = (("labelSelector", watched.label_selector), ("fieldSelector", watched.field_selector))
+    return [(name, value) for name, value in given if value]
+
+
+def _remedy(status: int) -> str:
+    match status:
+        case 401:
+            return "the API server does not accept these credentials: check the token or certificate"
+        case 403:
+            kinds = ", ".join(w.resource.value for w in WATCHED)
+            return f"this user needs a ClusterRole with list and watch of {kinds}"
+        case _:
+            return "is that the API server?"
