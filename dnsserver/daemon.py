@@ -92,6 +92,7 @@ class Cluster:
 
     store: Store
     where: str
+    metrics: ServerMetrics
     _open: OpenSource | None = None
     _task: asyncio.Task[None] | None = None
 
@@ -103,7 +104,7 @@ class Cluster:
             AccessError: as `open_source`.
         """
         configs = [b.kubernetes for b in config.blocks if b.kubernetes is not None]
-        opened = open_source(self.where, configs)
+        opened = open_source(self.where, configs, self.metrics.observe_exchange)
         old, old_task = self._open, self._task
         self._open, self._task = opened, None
         if opened is not None:
@@ -213,7 +214,7 @@ class MainProcess(ABC):
         self._metrics = ServerMetrics(self._registry, __version__)
         self._store = store
         self._registry.register(StoreCollector(store))
-        self._cluster = Cluster(store, options.source)
+        self._cluster = Cluster(store, options.source, self._metrics)
         self._ops = OpsServer()
         self._snapshots = Snapshots(options.snapshot, store) if options.snapshot else None
 

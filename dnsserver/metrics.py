@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -24,6 +24,9 @@ from prometheus_client.samples import Sample
 
 from dnsserver.hotpath import DURATION_BOUNDS_S, Cell, HotPath, Lasting
 from dnsserver.message import Rcode
+
+if TYPE_CHECKING:
+    from kubecore.api import Exchange
 
 SIZE_BOUNDS = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16_000, 32_000, 48_000, 64_000)
 PROGRAMMING_BOUNDS_S = tuple(0.001 * 2**n for n in range(20))
@@ -257,6 +260,22 @@ class ServerMetrics:
             buckets=PROGRAMMING_BOUNDS_S,
             registry=registry,
         )
+
+        def rest(name: str, text: str) -> Histogram:
+            return Histogram(f"coredns_kubernetes_rest_client_{name}", text, ["verb", "host"], registry=registry)
+
+        self.api_duration = rest(
+            "request_duration_seconds", "Time from a request to the API server to the beginning of its answer"
+        )
+        self.api_waits = rest(
+            "rate_limiter_duration_seconds",
+            "Time such a request waited for its turn (apiserver_qps, apiserver_max_inflight)",
+        )
+        self.api_requests = counter(
+            "coredns_kubernetes_rest_client_requests",
+            "Requests to the API server; code is <error> where there was no answer",
+            ["code", "method", "host"],
+        )
         self.shed = counter("dnsserver_shed_queries", "Queries turned away because too many were in flight", ["server"])
         self.in_flight = gauge("dnsserver_in_flight_queries", "Queries in the chain of plugins now")
         self.hot_entries = gauge("dnsserver_hot_replies", "Replies kept ready by the hot path")
@@ -272,6 +291,13 @@ class ServerMetrics:
         )
         self.workers = gauge("dnsserver_workers", "Worker processes that serve")
         self.worker_restarts = counter("dnsserver_worker_restarts", "Workers that died and were replaced")
+
+    def observe_exchange(self, exchange: Exchange) -> None:
+        """Count one request to the API server."""
+        method, host = exchange.method, exchange.host
+        self.api_duration.labels(method, host).observe(exchange.took_s)
+        self.api_waits.labels(method, host).observe(exchange.waited_s)
+        self.api_requests.labels(str(exchange.status) if exchange.status else "<error>", method, host).inc()
 
 
 # -- several processes

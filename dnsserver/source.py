@@ -7,19 +7,20 @@ the API server they name. Must not know zones or the store's inside. Called by t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from dnsserver.config import ApiConfig, KubernetesConfig, PodsMode
 from kubecore import __version__
 from kubecore.access import Access, Tls, load_access
-from kubecore.api import ApiClient
+from kubecore.api import ApiClient, Exchange
 from kubecore.credentials import Fixed
 from kubecore.files import FileSource
 from kubecore.model import Resource
 from kubecore.reflector import Reflector
 from kubecore.store import Source
+from kubecore.throttle import Limits
 from kubecore.watchproto import Watched
 
 CLUSTER = "cluster"
@@ -68,12 +69,17 @@ def watched(configs: Iterable[KubernetesConfig]) -> tuple[Watched, ...]:
     return tuple(found)
 
 
-def open_source(where: str, configs: Iterable[KubernetesConfig]) -> OpenSource | None:
+def open_source(
+    where: str,
+    configs: Iterable[KubernetesConfig],
+    observe: Callable[[Exchange], object] = lambda _exchange: None,
+) -> OpenSource | None:
     """The source for these directives; None if nothing is to be watched.
 
     Args:
         where: `cluster`, or the path of a directory or file of manifests.
         configs: the `kubernetes` directives of all server blocks.
+        observe: told of every request to the API server; for metrics.
 
     Raises:
         SourceError: the directives name different API servers.
@@ -91,7 +97,9 @@ def open_source(where: str, configs: Iterable[KubernetesConfig]) -> OpenSource |
             "the kubernetes directives name different API servers (endpoint, tls, kubeconfig): one process follows one "
             "cluster; run another for the other"
         )
-    client = ApiClient(_access(apis.pop()), user_agent=f"dnsserver/{__version__}")
+    api = apis.pop()
+    limits = Limits(api.qps, api.burst, api.max_inflight)
+    client = ApiClient(_access(api), user_agent=f"dnsserver/{__version__}", limits=limits, observe=observe)
     return OpenSource(Reflector(client, resources), client)
 
 

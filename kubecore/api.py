@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlencode
 
 import aiohttp
@@ -22,6 +23,7 @@ from yarl import URL
 from kubecore import log
 from kubecore.access import Access, AccessError
 from kubecore.credentials import Certificate, CredentialsError
+from kubecore.throttle import Limits, Throttle
 
 _LOG = structlog.get_logger()
 
@@ -53,6 +55,20 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Exchange(NamedTuple):
+    """One request, when its answer has begun or failed to."""
+
+    method: str
+    host: str
+    """Host and port of the server."""
+    status: int
+    """0: there was no answer."""
+    waited_s: float
+    """For its turn, where requests are limited."""
+    took_s: float
+    """From then until the answer began; the rest of a watch is no delay."""
+
+
 class StreamedAnswer:
     """The head of an answer; the body is read from `chunks` as it arrives."""
 
@@ -80,14 +96,26 @@ class _Transport:
 class ApiClient:
     """Talks to the API server of an Access. Use as an async context manager, or `close` it."""
 
-    def __init__(self, access: Access, *, user_agent: str) -> None:
+    def __init__(
+        self,
+        access: Access,
+        *,
+        user_agent: str,
+        limits: Limits | None = None,
+        observe: Callable[[Exchange], object] = lambda _exchange: None,
+    ) -> None:
         """Nothing is connected before the first request.
 
         Args:
             access: from `access.load_access`.
             user_agent: `ipvsproxy/1.2`; shows in the server's audit log.
+            limits: of requests; None: none.
+            observe: told of every request; for metrics.
         """
         self.access = access
+        self._host = URL(access.server).authority
+        self._throttle = Throttle(limits or Limits())
+        self._observe = observe
         self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
         self._transport: _Transport | None = None
         self._retired: list[_Transport] = []
@@ -183,10 +211,16 @@ class ApiClient:
             transport = await self._current(identity.certificate)
             transport.in_use += 1
             try:
-                with _told(self.access.server):
-                    answer = await transport.rest.request(
-                        method, URL(url, encoded=True), headers=sent, body=body, _request_timeout=timeout
-                    )
+                async with self._throttle.admit() as waited_s:
+                    began_s, status = time.monotonic(), 0
+                    try:
+                        with _told(self.access.server):
+                            answer = await transport.rest.request(
+                                method, URL(url, encoded=True), headers=sent, body=body, _request_timeout=timeout
+                            )
+                        status = answer.response.status
+                    finally:
+                        self._observe(Exchange(method, self._host, status, waited_s, time.monotonic() - began_s))
                 response: aiohttp.ClientResponse = answer.response
                 try:
                     if response.status == 401 and attempt == 1 and self.access.credentials.refused():
@@ -313,4 +347,4 @@ def _without_userinfo(url: str | None) -> str | None:
     return str(URL(url).with_user(None)) if url else None
 
 
-__all__ = ["Access", "AccessError", "ApiClient", "ApiError", "ConnectionFailed", "StreamedAnswer"]
+__all__ = ["Access", "AccessError", "ApiClient", "ApiError", "ConnectionFailed", "Exchange", "StreamedAnswer"]

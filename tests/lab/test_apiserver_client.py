@@ -14,10 +14,11 @@ import yaml
 from structlog.testing import capture_logs
 
 from kubecore.access import load_access
-from kubecore.api import ApiClient, ApiError, ConnectionFailed
+from kubecore.api import ApiClient, ApiError, ConnectionFailed, Exchange
 from kubecore.model import Resource
 from kubecore.reflector import Reflector
 from kubecore.store import Store
+from kubecore.throttle import Limits
 from kubecore.watchproto import Watched
 from tests.lab.apiserver import ApiServer, Asked, Authority, Fault, Policy
 from tests.lab.apiserver.rbac import User
@@ -51,6 +52,28 @@ async def eventually(condition: Any, timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - the condition is anything
             await asyncio.sleep(0.01)
+
+
+# -- what is told of requests
+
+
+async def test_every_request_is_told_of(tmp_path: Path) -> None:
+    told: list[Exchange] = []
+    async with ApiServer() as server:
+        (tmp_path / "kubeconfig").write_text(server.kubeconfig())
+        access = load_access(kubeconfig=str(tmp_path / "kubeconfig"), environ={})
+        async with ApiClient(access, user_agent="test/1", limits=Limits(qps=20, burst=1), observe=told.append) as api:
+            await api.request("GET", "/version")
+            with pytest.raises(ApiError):
+                await api.request("POST", "/api/v1/namespaces/gone/events", {})
+            await server.refuse()
+            with pytest.raises(ConnectionFailed):
+                await api.request("GET", "/version")
+        assert [(e.method, e.status) for e in told] == [("GET", 200), ("POST", told[1].status), ("GET", 0)]
+        assert told[1].status >= 400
+        assert {e.host for e in told} == {server.url.removeprefix("http://")}
+        assert told[0].waited_s < told[1].waited_s
+        assert all(e.took_s > 0.0 for e in told)
 
 
 # -- TLS

@@ -99,4 +99,10 @@ def _denied(run: Running) -> None:
     assert run.ask("gone.default.svc.cluster.local") == "NXDOMAIN"
     assert run.ask("kubernetes.default.svc.cluster.local") == "NOERROR 10.96.0.1"
     assert run.ask(f"web.{IN_SET}") == "SERVFAIL"
+    requests = "coredns_kubernetes_rest_client_requests_total"
+    assert run.metric(requests + r'{code="200",host="127.0.0.1:\d+",method="GET"}') >= 3
+    assert run.metric(requests + r'{code="403",host="127.0.0.1:\d+",method="GET"}') >= 1
+    for name in ("request_duration_seconds", "rate_limiter_duration_seconds"):
+        series = f'coredns_kubernetes_rest_client_{name}_count{{host="127.0.0.1:\\d+",verb="GET"}}'
+        assert run.metric(series) >= 4
     assert "resources: ['serviceimports'], verbs: ['list', 'watch']" in run.log
