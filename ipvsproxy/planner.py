@@ -24,7 +24,7 @@ from ipvsproxy.model import (
     VirtualServerKey,
 )
 from ipvsproxy.nodeview import NodeView
-from ipvsproxy.serviceplan import Entry, Needs, ServicePlan, is_proxied, plan
+from ipvsproxy.serviceplan import Entry, Needs, ServicePlan, plan
 from ipvsproxy.site import ALL_SCHEDULERS, FAMILIES, Site
 from kubecore.addresses import family_of
 from kubecore.model import ObjectKey, Service
@@ -167,9 +167,7 @@ class Planner:
     def _update(self, state: ClusterState, services: Iterable[ObjectKey], delta: Delta) -> None:
         for key in services:
             service = state.services.get(key)
-            new = None
-            if service is not None and is_proxied(service):
-                new = plan(service, state.slices_of(key), self._site, self._marks)
+            new = None if service is None else plan(service, state.slices_of(key), self._site, self._marks)
             old = self._plans.get(key)
             if new != old:
                 self._replace(key, old, new, delta)

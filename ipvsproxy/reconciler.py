@@ -52,8 +52,8 @@ from kubecore.store import Store
 
 PORTION = 250
 """Services planned and applied before the store is looked at again: what a newcomer waits for behind a burst."""
-START_PORTION = 2000
-"""The same at start, when nobody waits for a single change and large transactions are cheaper."""
+START_PORTION = 500
+"""The same at start, when nobody waits for a single change and fewer transactions are cheaper."""
 AUDIT_SHARE = 0.001
 """Share of a core that audits may take where their interval is not set."""
 AUDIT_PORTION = 100
@@ -334,17 +334,18 @@ class Reconciler:
         self._host = await dataplane.read_host()
         servers = await self._patiently(dataplane.dump_virtual_servers)
         vips = await dataplane.dump_vips()
-        elements = await dataplane.dump_elements() or set()
+        elements = await dataplane.dump_elements()
         self._legacy = await dataplane.dump_device_addresses()
         own = {a.address for a in self._host.addresses}
         # Even when our table is there already: a takeover may have been cut short. Its last step is to release the
         # addresses, and without any of those there is nothing to adopt.
         adopted = left_by_kube_proxy(servers, self._legacy, own, self._config.ipvs.exclude_cidrs)
-        picture = Picture(servers, vips, elements, adopted)
-        self._applier = Applier(dataplane, picture, self._count)
         self._store.take_changes()  # everything is planned below
         self._note_queued()
-        self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements))
+        self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements or ()))
+        if elements is None:  # a new table is loaded with what depends on the node alone
+            elements = set(self._planner.desired.elements)
+        self._applier = Applier(dataplane, Picture(servers, vips, elements, adopted), self._count)
         await self._load_table()
         state = self._store.state
         # The API server and DNS come first and alone: a node without them cannot even start its pods.
@@ -353,8 +354,8 @@ class Reconciler:
         failures: list[DataplaneError] = []
         for portion in (urgent, *_portions(services[len(urgent) :], START_PORTION)):
             failures += await self._program(portion)
-        # Only now, with everything planned, is it known what is not wanted any more.
-        failures += await self._repair("start")
+        # Only now, with everything planned, is it known what is not wanted any more. The rest was compared above.
+        failures += await self._repair("start", None if failures else self._unwanted())
         if self._legacy and not failures:
             await dataplane.release_addresses(self._legacy)
             _log.info(log.KUBE_PROXY_TAKEN_OVER, addresses=len(self._legacy), virtual_servers=len(adopted))
@@ -382,6 +383,16 @@ class Reconciler:
                     raise
                 await asyncio.sleep(0.05 * 2**attempt)
         raise AssertionError("unreachable")
+
+    def _unwanted(self) -> Delta:
+        """What is known to be in the kernel and not wanted."""
+        desired, picture = self._planner.desired, self._applier.picture
+        return Delta(
+            {},
+            {key: None for key in picture.servers if key not in desired.virtual_servers},
+            {vip: None for vip in picture.vips if vip not in desired.vips},
+            {element: None for element in picture.elements.values() if element not in desired.elements},
+        )
 
     async def _load_table(self) -> None:
         """Make our table as this version and configuration want it, with every element that is known, at once."""
