@@ -201,6 +201,29 @@ def test_cleanup_of_both(site: Site, ours_ran: bool) -> None:
         assert (again.code, again.stderr) == (0, ""), again
 
 
+def test_cleanup_tells_kube_proxys_firewall_chain_from_the_kubelets(site: Site) -> None:
+    """Up to Kubernetes 1.26 kube-proxy has a nat chain of the name that the kubelet's chain has in filter."""
+    kubelets = (
+        "*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n*nat\n:KUBE-MARK-DROP - [0:0]\nCOMMIT\n"
+    )
+    for command, infix in (("iptables", ""), ("ip6tables", "6-")):
+        kube_proxys = f"""\
+*nat
+:KUBE-FIREWALL - [0:0]
+-A KUBE-LOAD-BALANCER -m set --match-set KUBE-{infix}LOAD-BALANCER dst,dst -j KUBE-FIREWALL
+-A KUBE-FIREWALL -m set --match-set KUBE-{infix}CLUSTER-IP dst,dst -j RETURN
+-A KUBE-FIREWALL -j KUBE-MARK-DROP
+COMMIT
+"""
+        site.node.run([f"{command}-restore", "--noflush"], stdin=kubelets + kube_proxys)
+    result = site.command("cleanup", "--kube-proxy")
+    assert (result.code, result.stderr) == (0, ""), result
+    assert site.node.run("ipset list -n").lines == ["THEIRS"]
+    for command in ("iptables-save", "ip6tables-save"):
+        assert "KUBE-" not in site.node.run(f"{command} -t nat").stdout.replace(":KUBE-MARK-DROP", "")
+        assert "-A INPUT -j KUBE-FIREWALL" in site.node.run(f"{command} -t filter").lines
+
+
 def test_cleanup_of_ours_alone_leaves_kube_proxys(site: Site) -> None:
     before = site.servers(), device_addresses(site), site.node.run("iptables-save | grep -v '^#\\|^:'").stdout
     result = site.command("cleanup")
