@@ -33,6 +33,9 @@ CHAINS = frozenset(
 )
 """Chains of kube-proxy's IPVS mode. KUBE-MARK-DROP and KUBE-KUBELET-CANARY are the kubelet's."""
 
+NAT_CHAINS = CHAINS | {"KUBE-FIREWALL"}
+"""Up to Kubernetes 1.26 nat has one more, for source ranges; the chain of the same name in filter is the kubelet's."""
+
 SET_PREFIX = "KUBE-"
 TABLES = ("nat", "filter", "mangle")
 COMMANDS = ("iptables", "ip6tables")
@@ -47,17 +50,18 @@ def undo_script(saved: str) -> str:
     Returns: the script; empty if nothing of kube-proxy's is there.
     """
     script: list[str] = []
-    table = ""
+    table, theirs = "", CHAINS
     chains: list[str] = []
     jumps: list[str] = []
     for line in saved.splitlines():
         if line.startswith("*"):
             table, chains, jumps = line[1:], [], []
-        elif line.startswith(":") and line[1:].split(" ", 1)[0] in CHAINS:
+            theirs = NAT_CHAINS if table == "nat" else CHAINS
+        elif line.startswith(":") and line[1:].split(" ", 1)[0] in theirs:
             chains.append(line[1:].split(" ", 1)[0])
         elif line.startswith("-A "):
             words = line.split()
-            if words[1] not in CHAINS and words[-1] in CHAINS and words[-2] in {"-j", "-g"}:
+            if words[1] not in theirs and words[-1] in theirs and words[-2] in {"-j", "-g"}:
                 jumps.append(f"-D {line[3:]}")
         elif line == "COMMIT" and chains:
             # Declaring a chain empties it; only then may it, and what it jumps to, be deleted.
