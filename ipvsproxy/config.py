@@ -79,6 +79,8 @@ class ClientConnection(msgspec.Struct, frozen=True, kw_only=True):
 
     kubeconfig: str = ""
     """Empty: in-cluster credentials."""
+    server: str = ""
+    """URL or host:port of the API server, in place of the one found; a flag only, as in kube-proxy."""
     qps: float = 5.0
     burst: int = 10
 

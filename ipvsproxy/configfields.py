@@ -138,4 +138,31 @@ OUR_FIELDS: dict[str, Field] = {
     "logLevel": Field(v.log_level, "log_level", "log-level", "debug, info, warning or error"),
 }
 
+FLAGS: dict[str, Field] = {
+    **{f.flag: f for f in (*KUBE_PROXY_FIELDS.values(), *OUR_FIELDS.values()) if f.flag},
+    "master": Field(v.text, "client.server", "master", "URL of the API server, in place of the one found"),
+}
+"""Flag (without dashes) → what it sets."""
+
+IGNORED_FLAGS = (
+    "feature-gates",
+    "iptables-localhost-nodeports",
+    "iptables-min-sync-period",
+    "iptables-sync-period",
+    "kube-api-content-type",
+    "log-flush-frequency",
+    "log-json-info-buffer-size",
+    "log-json-split-stream",
+    "log-text-info-buffer-size",
+    "log-text-split-stream",
+    "logging-format",
+    "nftables-min-sync-period",
+    "nftables-sync-period",
+    "proxy-port-range",
+    "show-hidden-metrics-for-version",
+    "v",
+    "vmodule",
+)
+"""Flags of kube-proxy that mean nothing here: its command line is accepted, and these are named."""
+
 LANGUAGES = {KUBE_PROXY: (KUBE_PROXY_FIELDS, KUBE_PROXY_IGNORED), OURS: (OUR_FIELDS, frozenset[str]())}

@@ -15,12 +15,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ipvsproxy.config import Config, LocalMode
-from ipvsproxy.configfields import KUBE_PROXY, KUBE_PROXY_FIELDS, LANGUAGES, OUR_FIELDS, OURS, Field
+from ipvsproxy.configfields import FLAGS, IGNORED_FLAGS, KUBE_PROXY, LANGUAGES, OURS, Field
 from ipvsproxy.configvalues import BadValue, nearest
 from kubecore.manifest import Document, ManifestError, field_text, parse_documents
-
-FLAGS = {f.flag: f for f in (*KUBE_PROXY_FIELDS.values(), *OUR_FIELDS.values()) if f.flag}
-"""Flag name (without dashes) → field."""
 
 _OFF_BY_EMPTY = frozenset({"healthz-bind-address", "metrics-bind-address"})
 
@@ -171,6 +168,9 @@ class _Reader:
 
     def flag(self, name: str, value: Any) -> None:
         source = _Source(None, (name,))
+        if name in IGNORED_FLAGS:
+            self.ignored.append(f"--{name} has no effect here")
+            return
         if name in _OFF_BY_EMPTY and value == "":
             self.values[FLAGS[name].target] = None
             return

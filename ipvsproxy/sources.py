@@ -35,13 +35,13 @@ class SourceError(Exception):
     """The source cannot be read; the message says which and what to do."""
 
 
-def look(source: str, kubeconfig: str = "") -> tuple[ClusterState, list[str]]:
+def look(source: str, kubeconfig: str = "", server: str = "") -> tuple[ClusterState, list[str]]:
     """The cluster as `source` (a path, or CLUSTER) shows it now, and what is wrong with its manifests, a line each.
 
     Raises: SourceError.
     """
     if source == CLUSTER:
-        return asyncio.run(_look_at_cluster(kubeconfig)), []
+        return asyncio.run(_look_at_cluster(kubeconfig, server)), []
     from kubecore.files import load  # noqa: PLC0415 - each source's libraries load only if it is used
     from kubecore.manifest import ManifestError  # noqa: PLC0415
     from kubecore.manifestfile import Severity  # noqa: PLC0415
@@ -53,14 +53,14 @@ def look(source: str, kubeconfig: str = "") -> tuple[ClusterState, list[str]]:
     return state, [str(p) for p in problems if p.severity is not Severity.NOTE]
 
 
-async def _look_at_cluster(kubeconfig: str) -> ClusterState:
+async def _look_at_cluster(kubeconfig: str, server: str) -> ClusterState:
     from kubecore.access import AccessError, load_access  # noqa: PLC0415
     from kubecore.api import ApiClient, ApiError, ConnectionFailed  # noqa: PLC0415
     from kubecore.reflector import Reflector  # noqa: PLC0415
     from kubecore.store import Store  # noqa: PLC0415
 
     try:
-        access = load_access(kubeconfig=kubeconfig)
+        access = load_access(kubeconfig=kubeconfig, server=server)
     except AccessError as error:
         raise SourceError(str(error)) from error
     store = Store()

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     loaded = settings(args)
     name = this_node(args, loaded)
-    state, complaints = look(args.source, loaded.config.client.kubeconfig)
+    state, complaints = look(args.source, loaded.config.client.kubeconfig, loaded.config.client.server)
     for line in complaints:
         tell(line)
     try:

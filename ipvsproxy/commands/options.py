@@ -25,7 +25,7 @@ class UsageError(Exception):
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--config` and every flag of kube-proxy that means something here."""
-    from ipvsproxy.configfile import FLAGS  # noqa: PLC0415
+    from ipvsproxy.configfields import FLAGS, IGNORED_FLAGS  # noqa: PLC0415
     from ipvsproxy.configvalues import boolean  # noqa: PLC0415
 
     parser.add_argument(
@@ -51,6 +51,9 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
             help=field.help.replace("%", "%%"),
             **kwargs,  # type: ignore[arg-type]  # two keywords of add_argument, both text
         )
+    for name in IGNORED_FLAGS:
+        names = ["-v", "--v"] if name == "v" else [f"--{name}"]
+        group.add_argument(*names, dest=f"{_FLAG}{name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     name = this_node(args, loaded)
     for line in loaded.ignored:
         tell(f"info: {line}")
-    state, complaints = look(args.source, loaded.config.client.kubeconfig)
+    state, complaints = look(args.source, loaded.config.client.kubeconfig, loaded.config.client.server)
     for line in complaints:
         tell(line)
     node = state.nodes.get(ObjectKey("", name))

@@ -98,7 +98,7 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
     client: ApiClient | None = None
     source: Source
     if args.source == CLUSTER:
-        access = load_access(kubeconfig=config.client.kubeconfig)
+        access = load_access(kubeconfig=config.client.kubeconfig, server=config.client.server)
         client = ApiClient(access, user_agent="ipvsproxy")
         source = Reflector(client, WATCHED)
     else:

@@ -165,3 +165,21 @@ def test_help(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None
     code, out, _ = run(capsys, *argv)
     assert code == 0
     assert "ipvsproxy" in out
+
+
+def test_kube_proxys_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """As kops and k3s have it; what means nothing here is named."""
+    flags = (
+        *("--cluster-cidr=10.244.0.0/16", "--conntrack-max-per-core=131072", "--hostname-override=node-b"),
+        *(
+            "--kubeconfig=/var/lib/kube-proxy/kubeconfig",
+            "--master=https://127.0.0.1",
+            "--oom-score-adj=-998",
+            "-v",
+            "2",
+        ),
+        *("--healthz-bind-address=127.0.0.1", "--proxy-mode=ipvs", "--feature-gates=A=true", "--ipvs-scheduler=lc"),
+    )
+    code, out, err = run(capsys, "plan", "--source", str(SCENARIOS / "ingress.yaml"), *flags, "--output", "ipvsadm")
+    assert (code, out.splitlines()[0]) == (0, "-A -t 10.96.0.10:53 -s lc")
+    assert err.splitlines() == ["info: --v has no effect here", "info: --feature-gates has no effect here"]

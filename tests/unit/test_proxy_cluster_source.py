@@ -108,3 +108,10 @@ async def test_an_error_in_the_middle_is_waited_out(tmp_path: Path) -> None:
         code, out, err = await plan(tmp_path, server.kubeconfig())
     assert (code, out) == (0, GOLDEN.read_text())
     assert "500" in err
+
+
+async def test_another_address_of_the_server(tmp_path: Path) -> None:
+    async with ApiServer(tokens={"t": "proxy"}) as server:
+        kubeconfig = loaded(server).kubeconfig().replace(server.url, "http://127.0.0.1:1")
+        code, out, _ = await plan(tmp_path, kubeconfig, *OPTIONS, "--master", server.url)
+    assert (code, out) == (0, GOLDEN.read_text())

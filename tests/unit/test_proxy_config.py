@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from ipvsproxy.config import Bind, Config, LocalMode, NodePortAddresses
-from ipvsproxy.configfields import KUBE_PROXY_FIELDS, OUR_FIELDS
-from ipvsproxy.configfile import FLAGS, ConfigError, load_config, node_name
+from ipvsproxy.configfields import FLAGS, KUBE_PROXY_FIELDS, OUR_FIELDS
+from ipvsproxy.configfile import ConfigError, load_config, node_name
 from ipvsproxy.configvalues import BadValue, duration_s
 from ipvsproxy.model import Scheduler, ServiceFlag
 
