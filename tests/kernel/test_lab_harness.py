@@ -1,14 +1,17 @@
 """The lab itself: tests are independent, what runs in a guest is told faithfully, and what hangs is ended."""
 
+import asyncio
+import base64
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.lab.kernel import selection
+from tests.lab.kernel import selection, traffic
 from tests.lab.kernel.build import CONFIG, lost_options
 from tests.lab.kernel.fixtures import Kernel
 from tests.lab.kernel.lab import GuestDiedError, Lab
@@ -153,6 +156,38 @@ class TestIsolation:
         net.lan("lan", {"a": ["10.0.0.1/24", "10.0.0.2/24"], "b": ["10.0.0.9/24"]})
         net.host("a").serve(udp=[53])
         assert net.host("b").connect("10.0.0.2:53", proto="udp") == [Answer("a", "10.0.0.9", 0, "")]
+
+
+@kernel_test
+def test_keys_that_no_program_reads_do_not_stop_the_agent(net: Net, tmp_path: Path) -> None:
+    """A terminal holds less than 70,000 of them, then whoever writes waits."""
+    host, request, enough = net.host("h"), net.lab.request, tmp_path / "enough"
+    host.serve(tcp=[80])
+    parameters = {"namespace": host.namespace, "rc": None, "rows": 24, "columns": 80, "term": "dumb"}
+    shell = threading.Thread(target=lambda: request("shell", limit_s=60, **parameters))
+    shell.start()
+    while "bash --norc -i" not in host.run("ps ax -o args").lines:
+        assert shell.is_alive()
+    for keys in (f"until [ -e {enough} ]; do sleep 0.1; done\n".encode(), *[b"\x04" * 1000] * 100):
+        request("shell_input", data=base64.b64encode(keys).decode())
+    assert host.connect("127.0.0.1:80") == [Answer("h", "127.0.0.1", 0, "")]
+    host.run(f"touch {enough}")
+    shell.join(60)
+    assert not shell.is_alive()
+
+
+async def test_a_machine_that_stands_still_loses_no_answer() -> None:
+    """Before each step of an exchange the whole process stands still, for longer than the exchange may take."""
+
+    async def exchange() -> str:
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+            time.sleep(0.06)  # noqa: ASYNC251 - standing still is the point
+        return "answer"
+
+    assert await traffic._in_time(exchange(), 0.05) == "answer"
+    with pytest.raises(TimeoutError):
+        await traffic._in_time(asyncio.sleep(60), 0.05)
 
 
 @kernel_test

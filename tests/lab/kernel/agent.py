@@ -49,6 +49,7 @@ class Agent:
         self._connections: dict[int, tuple[str, traffic.Connection]] = {}
         self._traffic: dict[int, tuple[str, traffic.Traffic]] = {}
         self._shell = -1
+        self._keys = bytearray()
         self._requests: set[asyncio.Task[None]] = set()
 
     # The channel
@@ -302,11 +303,14 @@ class Agent:
             finally:
                 os._exit(127)
         os.close(terminal)
+        os.set_blocking(parent, False)  # or keys that no program reads would stop the agent
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def output() -> None:
             try:
                 data = os.read(parent, 65536)
+            except BlockingIOError:
+                return
             except OSError:  # EIO: the shell is gone
                 data = b""
             if data:
@@ -317,14 +321,28 @@ class Agent:
 
         loop.add_reader(parent, output)
         await ended.wait()
-        os.close(parent)
         self._shell = -1
+        self._keys.clear()
+        loop.remove_writer(parent)
+        os.close(parent)
         return pid
 
     async def op_shell_input(self, data: str) -> None:
-        """Keys for the running shell, base64."""
+        """Keys for the running shell, base64; what it does not take yet waits for it."""
         if self._shell >= 0:
-            os.write(self._shell, base64.b64decode(data))
+            self._keys += base64.b64decode(data)
+            asyncio.get_running_loop().add_writer(self._shell, self._type)
+
+    def _type(self) -> None:
+        try:
+            written = os.write(self._shell, self._keys)
+        except BlockingIOError:
+            return
+        except OSError:  # the shell is gone
+            written = len(self._keys)
+        del self._keys[:written]
+        if not self._keys:
+            asyncio.get_running_loop().remove_writer(self._shell)
 
     async def op_shell_size(self, rows: int, columns: int) -> None:
         """The terminal's size changed."""

@@ -34,6 +34,8 @@ from .net import Net
 ROOT = Path(__file__).resolve().parents[3]
 _BOOT_TIMEOUT_S = 60.0
 _SHELL_TIMEOUT_S = 10.0
+_END_OF_INPUT_S = 1.0
+"""Ctrl-D is repeated this often once the input has ended: the first may go to a command that reads."""
 _GRACE_S = 30.0  # on top of a request's own limit, for a busy machine
 # Longer requests go through a file: the guest's console holds 4096 bytes of input, and throttled by more it may stay so
 # (seen with Linux 6.1 after a megabyte).
@@ -225,6 +227,9 @@ class Lab:
         Args:
             namespace: where; None: the guest's first.
             rc: a file of commands for bash to begin with, such as functions for the person; it may set PS1.
+
+        Raises:
+            GuestDiedError: the guest ended meanwhile.
         """
         size = shutil.get_terminal_size()
         started, ended = threading.Event(), threading.Event()
@@ -249,19 +254,23 @@ class Lab:
             thread.start()
             started.wait(_SHELL_TIMEOUT_S)  # what is typed before there is a shell would be lost
             while not ended.is_set():
-                if select.select([sys.stdin], [], [], 0.1)[0]:
-                    data = os.read(sys.stdin.fileno(), 4096)
-                    if not data:
-                        data = b"\x04"
-                    self.request("shell_input", data=base64.b64encode(data).decode())
+                if not select.select([sys.stdin], [], [], 0.1)[0]:
+                    continue
+                data = os.read(sys.stdin.fileno(), 4096)
+                self.request("shell_input", data=base64.b64encode(data or b"\x04").decode())
+                if not data:
+                    ended.wait(_END_OF_INPUT_S)
         finally:
             if before is not None:
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
         thread.join(5)
+        if not self.alive:
+            raise GuestDiedError(f"the guest ended{self._console_report()}")
 
     def _shell_request(self, parameters: dict[str, Any], ended: threading.Event) -> None:
         try:
-            self.request("shell", limit_s=7 * 86400, **parameters)
+            with contextlib.suppress(GuestDiedError):  # `shell` itself tells that
+                self.request("shell", limit_s=7 * 86400, **parameters)
         finally:
             ended.set()
 
