@@ -1,20 +1,25 @@
 """`python -m tests.demo [--manifests DIR] [--keep]`: the main job, live; what `make demo` runs.
 
-Exit status: 0 everything held, 1 something did not, 2 wrong usage, 3 there is no kernel to run on.
+Exit status: 0 everything held, 1 something did not, 2 wrong usage, 3 there is no kernel to run on, 128 and the signal's
+number when it was told to end.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
+from kubecore.manifest import ManifestError
 from tests.demo import changes, cluster, names, objects, services, shell
 from tests.demo.report import Report
 from tests.lab.kernel import selection
 from tests.lab.kernel.lab import ROOT, GuestDiedError, GuestError, Lab, NoKernelError
 from tests.lab.kernel.net import CallError, CommandError, Net
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOGS = ROOT / "build" / "demo"
 _BROKEN = (CommandError, CallError, GuestError, GuestDiedError, AssertionError)
 
@@ -27,8 +32,10 @@ def main() -> int:
     )
     parser.add_argument("--keep", action="store_true", help="end in a shell inside the cluster")
     args = parser.parse_args()
-    if args.manifests and not args.manifests.exists():
-        parser.error(f"{args.manifests}: no such file or directory")
+    if args.manifests:
+        _check(parser, args.manifests)
+    for number in _SIGNALS:
+        signal.signal(number, _end)
     report = Report()
     choice = selection.choose()
     report.section("Kernel")
@@ -42,6 +49,24 @@ def main() -> int:
     except NoKernelError as error:
         report.say(f"no kernel to run on: {error}")
         return 3
+
+
+def _check(parser: argparse.ArgumentParser, path: Path) -> None:
+    """Ends with a message where the user's manifests cannot be read at all."""
+    if not path.exists():
+        parser.error(f"{path}: no such file or directory")
+    try:
+        objects.theirs(path)
+    except (ManifestError, OSError) as error:
+        parser.error(str(error))
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """Leaves by the way on which the guest and its directory are removed; a second signal cannot cut that short."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    print(f"\nended by {signal.Signals(number).name}; taking the cluster down", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
 
 
 def _run(report: Report, lab: Lab, net: Net, args: argparse.Namespace) -> int:
@@ -65,7 +90,11 @@ def _run(report: Report, lab: Lab, net: Net, args: argparse.Namespace) -> int:
     if not report.good:
         _keep_logs(report, running)
     if args.keep:
-        shell.run(running, report)
+        try:
+            shell.run(running, report)
+        except _BROKEN as error:
+            report.say(f"The shell ended with the cluster: {error}")
+            return 1
     return 0 if report.good else 1
 
 

@@ -32,6 +32,7 @@ KINDS = {
 }
 _MERGE = "application/merge-patch+json"
 _TIMEOUT_S = 10.0
+_ENOUGH = 12
 _TRY_S = 0.2
 """A SYN that comes too early is unanswered, and the kernel sends the next after a second: better to try anew."""
 
@@ -200,12 +201,12 @@ def replace_service(kubeconfig: str, service: Object, dns: str, name: str, withi
     namespace, own = service["metadata"]["namespace"], service["metadata"]["name"]
     started = time.monotonic()
     api.delete("Service", namespace, own)
-    _until(lambda: not addresses_of(dns, name), within_s, f"{name} still has an address")
+    _until(lambda: _resolved(dns, name) == set(), within_s, f"{name} still has an address")
     gone = time.monotonic() - started
     started = time.monotonic()
     api.apply(service)
     address = service["spec"]["clusterIP"]
-    _until(lambda: addresses_of(dns, name) == {address}, within_s, f"{name} is not {address}")
+    _until(lambda: _resolved(dns, name) == {address}, within_s, f"{name} is not {address}")
     resolved = time.monotonic() - started
     _await_answer(f"{address}:{service['spec']['ports'][0]['port']}", set(), within_s)
     return {"gone_s": gone, "resolved_s": resolved, "answered_s": time.monotonic() - started}
@@ -214,6 +215,18 @@ def replace_service(kubeconfig: str, service: Object, dns: str, name: str, withi
 def until_answered(_: str, target: str, servers: Sequence[str] = (), within_s: float = 10.0) -> None:
     """Returns when somebody (one of `servers`) answers at `target`. Raises TimeoutError."""
     _await_answer(target, set(servers), within_s)
+
+
+def until_left(_: str, target: str, server: str, within_s: float = 10.0) -> None:
+    """Returns when `target` leads to others than `server`, so many times on end that it is no chance.
+
+    Raises TimeoutError.
+    """
+    _until(
+        lambda: all((who := ask(target)) and who != server for _ in range(_ENOUGH)),
+        within_s,
+        f"{target} still leads to {server}",
+    )
 
 
 def ask(target: str, timeout_s: float = 2.0) -> str:
@@ -241,6 +254,14 @@ def _until(holds: Any, timeout_s: float, otherwise: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{otherwise} after {timeout_s:g} s")
         time.sleep(0.001)
+
+
+def _resolved(dns: str, name: str) -> set[str] | None:
+    """The name's addresses; None when no answer came, after which a client would ask again."""
+    try:
+        return addresses_of(dns, name)
+    except OSError:
+        return None
 
 
 def addresses_of(dns: str, name: str) -> set[str]:

@@ -22,8 +22,7 @@ from typing import Any
 from dnsserver import corefile
 from kubecore.files import load
 from tests.demo import api, objects
-from tests.demo.objects import ELSEWHERE, Machine
-from tests.lab.apiserver import manifests
+from tests.demo.objects import ELSEWHERE, Machine, Object
 from tests.lab.kernel.lab import Lab
 from tests.lab.kernel.net import CommandError, Host, Net, Process, Server
 
@@ -45,7 +44,8 @@ _NODES = {
 }
 _POD_ROUTES = {"node-a": ("10.244.1.0/24", "fd00:10:244:1::/64"), "node-b": ("10.244.2.0/24", "fd00:10:244:2::/64")}
 _BIN = Path(sys.executable).parent
-_PATIENCE_S = 60.0
+_PATIENCE_S = 180.0
+"""A daemon that starts on a busy machine; it takes 2 s on an idle one."""
 _DEVICE_LENGTH = 15  # IFNAMSIZ less the terminating zero
 _CONNTRACK_MAX = "/proc/sys/net/netfilter/nf_conntrack_max"
 _POD_FILE = "/etc/resolv.conf"
@@ -89,6 +89,7 @@ class Cluster:
         servers: the lab's servers by machine name.
         proxies: the running `ipvsproxy run` by node name.
         left_out: objects of the user's that the cluster's own displaced, a line each.
+        problems: what else is to be said about the user's objects, a line each.
     """
 
     def __init__(self, lab: Lab, net: Net, spec: Spec) -> None:
@@ -101,7 +102,12 @@ class Cluster:
         self.proxies: dict[str, Process] = {}
         self.daemons: dict[str, Process] = {}
         own = objects.own_objects()
-        further = [obj for path in spec.manifests for obj in manifests.read(path)]
+        further: list[Object] = []
+        self.problems: list[str] = []
+        for path in spec.manifests:
+            found, problems = objects.theirs(path)
+            further += found
+            self.problems += problems
         self.objects, self.left_out = objects.merged(own, further)
         self.machines = self._plan()
 
@@ -110,8 +116,7 @@ class Cluster:
         objects.write(self.objects, self._manifests)
         everyone = self.directory / "everyone.yaml"
         objects.write([*self.objects, *objects.spare_pods().values()], everyone)
-        state, problems = load(everyone)
-        self.problems = [str(p) for p in problems]
+        state, _ = load(everyone)
         return [m for m in objects.machines(state, self.objects) if CONTROL not in m.addresses]
 
     def host(self, name: str) -> Host:
@@ -289,7 +294,7 @@ class Cluster:
     def dig(self, host: str, arguments: str) -> list[str]:
         """The lines dig prints with +short, in one of the hosts."""
         # -r: what dig asks must not depend on a .digrc of the person's.
-        return self.host(host).run(f"dig -r +search +short {arguments}").lines
+        return without_remarks(self.host(host).run(f"dig -r +search +short {arguments}").stdout)
 
     def call(self, function: Callable[..., Any], *args: Any, host: str = "client", **kwargs: Any) -> Any:
         """A function of `api` run in a pod (or on another host), with the right kubeconfig as first argument."""
@@ -316,6 +321,11 @@ def build(lab: Lab, net: Net, spec: Spec) -> Cluster:
     for _, step in cluster.steps():
         step()
     return cluster
+
+
+def without_remarks(text: str) -> list[str]:
+    """The records in dig's short output, without `;; communications error` of a try that another one mended."""
+    return [line for line in text.splitlines() if line.strip() and not line.startswith(";")]
 
 
 def _single(address: str) -> str:

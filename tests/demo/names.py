@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tests.demo.cluster import CLUSTER_DNS, Cluster
+from tests.demo.cluster import CLUSTER_DNS, Cluster, without_remarks
 from tests.demo.report import Report
 
 ZONE = "svc.cluster.local"
@@ -65,7 +65,7 @@ def ask(cluster: Cluster, host: str, lookups: tuple[Lookup, ...]) -> dict[Lookup
     script = "; echo --; ".join(f"dig -r +search +short {lookup.question}" for lookup in lookups)
     output = cluster.host(host).run(script, check=False).stdout
     parts = re.split(r"^--\n", output, flags=re.MULTILINE)
-    return {lookup: part.split("\n")[:-1] for lookup, part in zip(lookups, parts, strict=True)}
+    return {lookup: without_remarks(part) for lookup, part in zip(lookups, parts, strict=True)}
 
 
 def _without_blank_lines(text: str) -> list[str]:

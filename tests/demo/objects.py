@@ -14,14 +14,20 @@ from typing import Any
 
 import yaml
 
+from kubecore.files import load
+from kubecore.manifest import ManifestError, parse_documents
 from kubecore.model import Node, Pod
 from kubecore.snapshot import ClusterState
+from tests.demo.api import KINDS
 from tests.lab.apiserver import manifests
 
 OWN = Path(__file__).parent / "manifests"
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 ELSEWHERE = "elsewhere"
 """The host of all addresses outside the cluster."""
+_RESERVED = frozenset({"control", "upstream", "outside", ELSEWHERE, "switch-eth0", "eth0", "lo", "kube-ipvs0"})
+"""Names of hosts and devices that no pod can have."""
+_OWN_NAMESPACES = ("demo", "kube-system")
 _SPARE = "scale-up"
 _DELAY = "demo/delay"
 
@@ -47,26 +53,65 @@ def finalized(obj: Object) -> Object:
     return {**obj, "metadata": {**obj["metadata"], "finalizers": ["demo/machine"]}}
 
 
+def theirs(path: Path) -> tuple[list[Object], list[str]]:
+    """The user's objects that are part of a service network, and what is to be said about the manifests, a line each.
+
+    Raises ManifestError: a file cannot be read, or there is nothing of the kind.
+    """
+    for file in manifests.files(path):
+        parse_documents(file.read_bytes(), str(file))
+    _, problems = load(path)
+    # An address that is missing is given by the API server.
+    remarks = [str(p) for p in problems if p.field != "spec.clusterIP" or "missing" not in p.reason]
+    found = [obj for obj in manifests.read(path) if _is_ours(obj)]
+    if not found:
+        kinds = ", ".join(KINDS)
+        remedy = f"name a directory with .yaml, .yml or .json files, or one such file, with objects of {kinds}"
+        raise ManifestError(str(path), 0, "nothing in it belongs to a service network", remedy=remedy)
+    return found, remarks
+
+
+def _is_ours(obj: Object) -> bool:
+    kind, metadata = obj.get("kind"), obj.get("metadata")
+    version = KINDS[kind][0].removeprefix("/apis/").removeprefix("/api/") if kind in KINDS else ""
+    return obj.get("apiVersion") == version and isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
+
+
 def merged(own: list[Object], further: Iterable[Object]) -> tuple[list[Object], list[str]]:
     """The demo's own objects with `further` ones, and what of those had to give way, a line each.
 
     The demo's nodes, API server and cluster DNS are real and cannot be described otherwise; nor can two objects have
-    one name.
+    one name, nor two pods one address.
     """
     taken = {_identity(obj) for obj in own}
+    addresses = {address for obj in (*own, *spare_pods().values()) for address in _addresses(obj)}
     services = {(namespace, name) for kind, namespace, name in taken if kind == "Service"}
     result, left_out = list(own), []
     for obj in further:
         kind, namespace, name = _identity(obj)
         labels = obj["metadata"].get("labels") or {}
         service = labels.get("kubernetes.io/service-name", name) if kind == "EndpointSlice" else name
-        if (kind, namespace, name) in taken or (
-            kind in ("Endpoints", "EndpointSlice") and (namespace, service) in services
+        if (
+            (kind, namespace, name) in taken
+            or (kind in ("Endpoints", "EndpointSlice") and (namespace, service) in services)
+            or not addresses.isdisjoint(_addresses(obj))
         ):
             left_out.append(f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}")
         else:
             result.append(obj)
+            if kind == "Pod":
+                addresses |= _addresses(obj)
     return result, left_out
+
+
+def _addresses(obj: Object) -> set[str]:
+    """Those that a node or a pod with a network of its own has; a pod that has ended has none any more."""
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    if obj["kind"] == "Node":
+        return {a["address"] for a in status.get("addresses") or [] if a["type"] == "InternalIP"}
+    if obj["kind"] != "Pod" or spec.get("hostNetwork") or status.get("phase") in ("Succeeded", "Failed"):
+        return set()
+    return {each.get("ip", "") for each in status.get("podIPs") or [{"ip": status.get("podIP", "")}]} - {""}
 
 
 def write(objects: Iterable[Object], path: Path) -> None:
@@ -110,10 +155,13 @@ def machines(state: ClusterState, objects: Iterable[Object]) -> list[Machine]:
     delays = _delays(objects)
     nodes = [n for n in state.nodes.values() if n.pod_cidrs]
     found: list[Machine] = []
-    for pod in sorted(state.pods.values(), key=lambda p: p.name):
-        if pod.ips and not pod.host_network:
+    names = {*_RESERVED, *(node.name for node in nodes)}
+    for pod in sorted(state.pods.values(), key=lambda p: (p.namespace not in _OWN_NAMESPACES, p.name, p.namespace)):
+        if pod.ips and not pod.host_network and pod.phase not in ("Succeeded", "Failed"):
             mine = frozenset(p for address in pod.ips for p in ports.pop(address, ()))
-            machine = Machine(pod.name, pod.ips, mine, serves=not _is_dns(pod), delay_s=delays.get(pod.name, 0.0))
+            name = pod.name if pod.name not in names else f"{pod.namespace}.{pod.name}"
+            names.add(name)
+            machine = Machine(name, pod.ips, mine, serves=not _is_dns(pod), delay_s=delays.get(pod.name, 0.0))
             found.append(_placed(machine, nodes))
     for address in sorted(ports):
         found.append(_placed(Machine(address, (address,), frozenset(ports[address])), nodes))

@@ -14,10 +14,14 @@ from tests.lab.apiserver.status import Refusal
 _FIRST = {"CustomResourceDefinition": 0, "Namespace": 1, "ServiceCIDR": 2, "Node": 3, "Service": 4}
 
 
+def files(path: Path) -> list[Path]:
+    """A file, or the .yaml, .yml and .json files of a directory."""
+    return sorted(p for p in path.rglob("*") if p.suffix in (".yaml", ".yml", ".json")) if path.is_dir() else [path]
+
+
 def read(path: Path) -> Iterator[Object]:
-    """Every object of a file, or of the .yaml, .yml and .json files of a directory; Lists are taken apart."""
-    files = sorted(p for p in path.rglob("*") if p.suffix in (".yaml", ".yml", ".json")) if path.is_dir() else [path]
-    for file in files:
+    """Every object of `files`; Lists are taken apart."""
+    for file in files(path):
         for document in yaml.safe_load_all(file.read_text()):
             yield from _flat(document)
 
