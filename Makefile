@@ -48,7 +48,7 @@ bench-proxy: kernel  ## the proxy beside pre-encoded netlink messages, in a fres
 	$(PY) -m tests.bench.bench_proxy
 
 demo: kernel  ## the main job, live: a small cluster's service network (MANIFESTS=dir, KEEP=1)
-	@$(PY) -m tests.demo $(if $(MANIFESTS),--manifests $(MANIFESTS)) $(if $(KEEP),--keep)
+	@$(PY) -m tests.demo $(if $(MANIFESTS),--manifests "$(MANIFESTS)") $(if $(KEEP),--keep)
 
 image: setup  ## the images' roots without Docker, and their sizes (needs root and debootstrap)
 	@tools/setup base image
