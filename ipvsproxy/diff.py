@@ -41,6 +41,10 @@ from kubecore.model import Protocol
 
 _CLAIMS = frozenset({sets.SERVICE, sets.MARK, sets.VIP})
 """Sets whose elements vouch for something else in the kernel and therefore go last."""
+_BY_SERVER = frozenset({sets.SERVICE, sets.MARK, sets.RANGE})
+"""Sets whose keys begin with address, protocol and port."""
+TRANSACTION_ELEMENTS = 1000
+"""Elements changed in one transaction, about: encoding and sending so many takes some 5 ms."""
 
 
 def diff(desired: Desired, actual: Picture, delta: Delta | None = None) -> list[Op]:
@@ -127,7 +131,7 @@ def _cut(
 
 
 def _elements(desired: Desired, actual: Picture, delta: Delta | None) -> tuple[list[Op], list[Op]]:
-    """The transaction that comes first and the one that comes last, each at most one operation."""
+    """The transactions that come first and those that come last."""
     wanted, known = desired.elements, actual.elements
     add, replaced, drop = list[Element](), list[Element](), list[Element]()
     for e in delta.elements if delta is not None else dict.fromkeys([*wanted, *known.values()]):
@@ -144,6 +148,36 @@ def _elements(desired: Desired, actual: Picture, delta: Delta | None) -> tuple[l
         drop = [e for e in drop if e not in going]
     early = [*replaced, *(e for e in drop if e.set[:-1] not in _CLAIMS)]
     late = [e for e in drop if e.set[:-1] in _CLAIMS]
-    first: list[Op] = [ChangeElements(tuple(add), tuple(early))] if add or early else []
-    last: list[Op] = [ChangeElements((), tuple(late))] if late else []
-    return first, last
+    return _transactions(add, early), _transactions([], late)
+
+
+def _transactions(add: list[Element], delete: list[Element]) -> list[Op]:
+    """Transactions that do this together: one, or where that would hold up everything else, several.
+
+    What belongs to one virtual server stays together, and so do prefixes, which may overlap. A claim comes before the
+    VIP and goes after it, for a packet to a VIP that no claim mentions is rejected.
+    """
+    if len(add) + len(delete) <= TRANSACTION_ELEMENTS:
+        return [ChangeElements(tuple(add), tuple(delete))] if add or delete else []
+    groups: dict[tuple[int, tuple[str, ...]], tuple[list[Element], list[Element]]] = {}
+    for e in delete:
+        groups.setdefault((0 if e.set[:-1] == sets.VIP else 1, _together(e)), ([], []))[1].append(e)
+    for e in add:
+        groups.setdefault((2 if e.set[:-1] == sets.VIP else 1, _together(e)), ([], []))[0].append(e)
+    found: list[Op] = []
+    adding, deleting = list[Element](), list[Element]()
+    for _, (added, deleted) in sorted(groups.items(), key=lambda group: group[0][0]):
+        adding += added
+        deleting += deleted
+        if len(adding) + len(deleting) >= TRANSACTION_ELEMENTS:
+            found.append(ChangeElements(tuple(adding), tuple(deleting)))
+            adding, deleting = [], []
+    return [*found, ChangeElements(tuple(adding), tuple(deleting))] if adding or deleting else found
+
+
+def _together(element: Element) -> tuple[str, ...]:
+    """The same for elements that have to change in one transaction."""
+    name = element.set[:-1]
+    if name in _BY_SERVER:
+        return element.key[:3]
+    return element.key if name == sets.VIP else (element.set,)

@@ -110,7 +110,7 @@ def is_proxied(service: Service) -> bool:
     """Whether the Service is this proxy's business at all."""
     if service.headless or not service.cluster_ips or service.type is ServiceType.EXTERNAL_NAME:
         return False
-    return not any(name == LABEL_PROXY_NAME for name, _ in service.labels)
+    return not service.labels or LABEL_PROXY_NAME not in dict(service.labels)
 
 
 def cluster_ips(service: Service) -> list[tuple[Family, str]]:
@@ -156,9 +156,7 @@ class _Planning:
         self.no_local_internal, self.no_local_external = set[Family](), set[Family]()
         self.scheduler, self.flags = schedule(service, site, self.problems)
         self.rotation = crc32(service.name.encode(), site.seed)
-        self.merged = merge_slices(
-            [s for s in slices if not s.labels or not any(name == LABEL_HEADLESS for name, _ in s.labels)],
-        )
+        self.merged = merge_slices([s for s in slices if not s.labels or LABEL_HEADLESS not in dict(s.labels)])
 
     def result(self) -> ServicePlan:
         service = self.service

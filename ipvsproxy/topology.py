@@ -53,7 +53,7 @@ def categorise(endpoints: Sequence[MergedEndpoint], node: str, zone: str) -> Usa
 
 
 def _on(endpoints: Sequence[MergedEndpoint], node: str) -> tuple[MergedEndpoint, ...]:
-    return tuple(e for e in endpoints if e.node_name == node)
+    return tuple([e for e in endpoints if e.node_name == node])
 
 
 def _by_hints(ready: list[MergedEndpoint], node: str, zone: str) -> list[MergedEndpoint]:

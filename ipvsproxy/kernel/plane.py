@@ -125,6 +125,8 @@ class KernelDataPlane:
     async def _change_elements(self, run: list[ChangeElements]) -> dict[int, Failure]:
         failures = {}
         for index, op in enumerate(run):
+            if index:
+                await asyncio.sleep(0)  # a large change comes in slices, between which others have their turn
             try:
                 if await self._sets.can_change(op):
                     failure = await self._sets.change(op)
