@@ -52,6 +52,9 @@ KUBE_PROXY_FIELDS: dict[str, Field] = {
     "nodePortAddresses": Field(
         v.node_port_addresses, "node_port_addresses", "nodeport-addresses", 'CIDRs, or "primary"'
     ),
+    "featureGates": Field(
+        v.feature_gates, "feature_gates", "feature-gates", "of effect: AllowServiceExternalIPs=false"
+    ),
     "oomScoreAdj": Field(v.integer(-1000, 1000), "oom_score_adj", "oom-score-adj", "-1000 to 1000"),
     "configSyncPeriod": Field(
         v.positive_duration_s, "config_sync_period_s", "config-sync-period", "accepted; a watch needs no resync"
@@ -104,11 +107,13 @@ KUBE_PROXY_FIELDS: dict[str, Field] = {
     ),
 }
 
+EXTERNAL_IPS_GATE = "AllowServiceExternalIPs"
+"""The one feature gate that means something here: off, `externalIPs` of Services are not served."""
+
 KUBE_PROXY_IGNORED = frozenset(
     {
         "clientConnection.acceptContentTypes",
         "clientConnection.contentType",
-        "featureGates",
         "iptables.localhostNodePorts",
         "iptables.minSyncPeriod",
         "iptables.syncPeriod",
@@ -145,7 +150,6 @@ FLAGS: dict[str, Field] = {
 """Flag (without dashes) → what it sets."""
 
 IGNORED_FLAGS = (
-    "feature-gates",
     "iptables-localhost-nodeports",
     "iptables-min-sync-period",
     "iptables-sync-period",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ipvsproxy.config import Config, LocalMode
-from ipvsproxy.configfields import FLAGS, IGNORED_FLAGS, KUBE_PROXY, LANGUAGES, OURS, Field
+from ipvsproxy.configfields import EXTERNAL_IPS_GATE, FLAGS, IGNORED_FLAGS, KUBE_PROXY, LANGUAGES, OURS, Field
 from ipvsproxy.configvalues import BadValue, nearest
 from kubecore.manifest import Document, ManifestError, field_text, parse_documents
 
@@ -192,6 +192,11 @@ class _Reader:
         for name in ("conntrack.tcp_established_timeout_s", "conntrack.tcp_close_wait_timeout_s"):
             if self.values.get(name) == 0:
                 self.values[name] = None
+        for gate, is_on in self.values.pop("feature_gates", {}).items():
+            if gate != EXTERNAL_IPS_GATE:
+                self.ignored.append(self.sources["feature_gates"].mistake(f"gate {gate} has no effect here"))
+            elif not is_on:
+                self.values["additions.allow_external_ips"] = ()
         config = _assign(Config(), self.values)
         self._cross_check(config)
         if self.mistakes:

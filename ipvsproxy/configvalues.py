@@ -114,6 +114,15 @@ def whole_seconds(value: Any) -> int:
     return max(1, int(seconds)) if seconds else 0
 
 
+def feature_gates(value: Any) -> dict[str, bool]:
+    """Gates by name, of a mapping or of a flag's `A=true,B=false`."""
+    if isinstance(value, str):
+        value = dict(item.strip().partition("=")[::2] for item in value.split(",") if item.strip())
+    if not isinstance(value, dict):
+        raise BadValue(f"{value!r} is not a mapping of feature gates", "write one gate a line, as Name: true")
+    return {str(name): boolean(given) for name, given in value.items()}
+
+
 def address(value: Any) -> str:
     """A canonical IP address."""
     ip = canonical_ip(text(value))
@@ -123,7 +132,7 @@ def address(value: Any) -> str:
 
 
 def bind(default_port: int) -> Parser:
-    """A parser of IP:port, [IPv6]:port or an IP alone."""
+    """A parser of IP:port, [IPv6]:port, an IP alone, or :port, which is every address."""
 
     def parse(value: Any) -> Bind:
         given = text(value)
@@ -131,6 +140,7 @@ def bind(default_port: int) -> Parser:
         if bare is not None:
             return Bind(bare, default_port)
         host, _, port = given.rpartition(":")
+        host = host or "0.0.0.0"
         ip = canonical_ip(host.removeprefix("[").removesuffix("]"))
         if ip is None or (":" in ip and not host.startswith("[")):
             raise BadValue(f"{given!r} is not an IP address and port", f'write it as "0.0.0.0:{default_port}"')

@@ -182,4 +182,4 @@ def test_kube_proxys_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     )
     code, out, err = run(capsys, "plan", "--source", str(SCENARIOS / "ingress.yaml"), *flags, "--output", "ipvsadm")
     assert (code, out.splitlines()[0]) == (0, "-A -t 10.96.0.10:53 -s lc")
-    assert err.splitlines() == ["info: --v has no effect here", "info: --feature-gates has no effect here"]
+    assert err.splitlines() == ["info: --v has no effect here", "info: --feature-gates: gate A has no effect here"]

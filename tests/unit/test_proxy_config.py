@@ -225,7 +225,26 @@ def test_every_field_of_kube_proxy_that_has_a_flag_here_has_kube_proxys_name() -
 
 def test_known_fields_without_effect_are_named() -> None:
     loaded = load_config(HEAD + "winkernel: {enableDSR: true}\nfeatureGates: {A: true}\nportRange: ''", "c.yaml", {})
-    assert loaded.ignored == ("c.yaml:3: winkernel has no effect here", "c.yaml:4: featureGates has no effect here")
+    assert loaded.ignored == (
+        "c.yaml:3: winkernel has no effect here",
+        "c.yaml:4: featureGates: gate A has no effect here",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "flags", "allowed"),
+    [
+        ("featureGates: {AllowServiceExternalIPs: false}", {}, ()),
+        ("featureGates: {AllowServiceExternalIPs: true}", {}, ("192.0.2.0/24",)),
+        ("", {"feature_gates": "AllowServiceExternalIPs=false"}, ()),
+        ("featureGates: {AllowServiceExternalIPs: false}", {"feature_gates": "AllowServiceExternalIPs=true"}, None),
+    ],
+)
+def test_the_gate_of_external_ips(body: str, flags: dict[str, str], allowed: tuple[str, ...] | None) -> None:
+    """Off, it is stricter than our own list."""
+    ours = "" if allowed is None else OURS + "allowExternalIPs: [192.0.2.0/24]\n"
+    given = {name.replace("_", "-"): value for name, value in flags.items()}
+    assert load_config(HEAD + body + "\n" + ours, "c.yaml", given).config.additions.allow_external_ips == allowed
 
 
 @pytest.mark.parametrize(
@@ -278,3 +297,16 @@ def test_the_manual_has_every_field_and_flag() -> None:
     assert rows >= set(KUBE_PROXY_FIELDS) | set(OUR_FIELDS)
     for name in FLAGS:
         assert f"--{name} " in manual or f"--{name})" in manual, name
+
+
+@pytest.mark.parametrize(
+    ("text", "bind"),
+    [
+        (":10256", Bind("0.0.0.0", 10256)),
+        ("[::]:1", Bind("::", 1)),
+        ("::1", Bind("::1", 10256)),
+        ("192.0.2.1", Bind("192.0.2.1", 10256)),
+    ],
+)
+def test_listening_addresses(text: str, bind: Bind) -> None:
+    assert read("", healthz_bind_address=text).healthz_bind == bind
