@@ -120,7 +120,7 @@ class Autopath:
                 return msgspec.structs.replace(found, cacheable=False)
             self._successes.inc()
             alias = RR(question.name, QType.CNAME, QClass.IN, found.answer[0].ttl, name)
-            return msgspec.structs.replace(found, answer=(alias, *found.answer), aa=False, cacheable=False)
+            return msgspec.structs.replace(found, answer=(alias, *found.answer), cacheable=False)
         return first
 
     @staticmethod

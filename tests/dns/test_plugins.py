@@ -202,7 +202,7 @@ async def test_a_fault_in_a_plugin_is_servfail_and_told() -> None:
 
     told: list[Exception] = []
     environment = Environment(
-        kubernetes=lambda _config, _rest: broken, panicked=lambda error, _query: told.append(error)
+        kubernetes=lambda _config, _rest: broken, panicked=lambda error, _query, _trace: told.append(error)
     )
     async with chain(K8S, environment=environment) as ask:
         assert (await ask("www.example.test. A")).rcode == "SERVFAIL"
@@ -497,7 +497,9 @@ async def test_autopath(tmp_path: Path, client: str, asked: str, expected: str, 
     async with chain(K8S + "autopath @kubernetes", environment=environment) as ask:
         autopath = next(s for s in ask.chain.services if type(s).__name__ == "Autopath")
         autopath._host_search = search_domains("search lan.test\n")  # type: ignore[attr-defined]
-        assert (await ask(asked, client=client)).answered == expected
+        answer = await ask(asked, client=client)
+        assert answer.answered == expected
+        assert answer.message.aa == (answer.rcode == "NOERROR")  # as the reply for the name that was found
         assert len(source.asked) == lookups
         found = 1 if "CNAME" in expected else 0
         assert ask.counter("coredns_autopath_success_total") == found
