@@ -29,7 +29,7 @@ from ipvsproxy.model import (
 )
 from ipvsproxy.scheduling import schedule, server_config
 from ipvsproxy.sets import Kind
-from ipvsproxy.site import Site, collapsed
+from ipvsproxy.site import Site, collapsed, is_special
 from ipvsproxy.topology import categorise
 from kubecore.addresses import family_of
 from kubecore.endpoints import MergedEndpoint, merge_slices
@@ -161,7 +161,9 @@ class _Planning:
     def result(self) -> ServicePlan:
         service = self.service
         external_local = is_external_local(service)
-        families = cluster_ips(service) if service.ports else []  # a VIP without a port would be reachable for nothing
+        families = []  # a VIP without a port would be reachable for nothing
+        if service.ports:
+            families = [(f, ip) for f, ip in cluster_ips(service) if self._may_have(ip, "clusterIP")]
         for family, cluster_ip in families:
             externals = list(self._externals(family))
             self._claim(cluster_ip, "clusterIP")
@@ -196,11 +198,13 @@ class _Planning:
         if additions.claim_load_balancer_ips:
             ranges = self._ranges(family) if service.ingress else None
             for ingress in service.ingress:
-                if ingress.ip and not ingress.ip_mode_proxy and family_of(ingress.ip) == family:
+                if ingress.ip_mode_proxy or not ingress.ip or family_of(ingress.ip) != family:
+                    continue
+                if self._may_have(ingress.ip, "load balancer IP"):
                     self._claim(ingress.ip, "load balancer IP")
                     yield _Front(ingress.ip, 0, external=True, allocated=False, ranges=ranges)
         for address in service.external_ips:
-            if family_of(address) != family:
+            if family_of(address) != family or not self._may_have(address, "externalIP"):
                 continue
             if not self._is_allowed(address):
                 message = (
@@ -224,6 +228,13 @@ class _Planning:
         if not own or any(r.endswith("/0") for r in own):
             return None
         return collapsed(own, family)
+
+    def _may_have(self, address: str, what: str) -> bool:
+        if is_special(address):
+            message = f"{what} {address} is an address that every host has a use of its own for: not served"
+            self.problems.append(Problem(self.service.key, "AddressNotUsable", message))
+            return False
+        return True
 
     def _is_allowed(self, address: str) -> bool:
         allowed = self.site.config.additions.allow_external_ips

@@ -175,6 +175,20 @@ class Site:
         )
 
 
+def is_special(address: str) -> bool:
+    """Whether a canonical address means something to every host: no Service may have it.
+
+    Unspecified, loopback, link-local, multicast and broadcast, which the API server refuses, too, but not everywhere: a
+    virtual server at 127.0.0.1 would take the place of the host's own daemon.
+    """
+    if ":" in address:
+        return address in {"::", "::1"} or address.startswith(("fe8", "fe9", "fea", "feb", "ff"))
+    first = int(address.partition(".")[0])
+    if first == 127 or 224 <= first < 240:
+        return True
+    return address in {"0.0.0.0", "255.255.255.255"} or address.startswith("169.254.")
+
+
 def _is_reachable(address: str) -> bool:
     ip = ip_address(address)
     return not ip.is_loopback and not (ip.version == 6 and ip.is_link_local)

@@ -130,6 +130,28 @@ def test_external_ips_by_allow_list() -> None:
 
 
 @pytest.mark.parametrize(
+    "address",
+    "127.0.0.1 127.1.2.3 0.0.0.0 224.0.0.1 239.1.1.1 255.255.255.255 169.254.20.10 :: ::1 fe80::1 febf::1 ff02::1".split(),
+)
+def test_nobody_takes_an_address_that_every_host_uses(address: str) -> None:
+    """A virtual server at 127.0.0.1 would take the host's own daemons' place."""
+    own = "fd00:96::1" if ":" in address else "10.96.0.1"
+    web = service("web", own, external_ips=(address,), ingress=(LoadBalancerIngress(ip=address),), type=LOAD_BALANCER)
+    plan = planned(web)
+    assert vips(plan) == {own}
+    assert len(shown(plan)) == 1
+    assert set(reasons(plan)) == {("default/web", "AddressNotUsable")}
+    assert shown(planned(service("web", address))) == []
+
+
+@pytest.mark.parametrize(
+    "address", ["1.0.0.1", "240.0.0.1", "126.0.0.1", "169.253.0.1", "fec0::1", "fd00::1", "64:ff9b::1"]
+)
+def test_ordinary_addresses(address: str) -> None:
+    assert vips(planned(service("web", address))) == {address}
+
+
+@pytest.mark.parametrize(
     ("address", "whose"),
     [
         ("192.168.1.1", "an address of this node itself"),
