@@ -177,8 +177,7 @@ class Applier:
             elements = await self._dataplane.dump_elements()
         except DataplaneError:
             return
-        old = self.picture
-        self.picture = Picture(old.servers, old.vips, elements or (), old.adopted)
+        self.picture.take_elements(elements or set())
         self.doubtful_elements = elements is None
 
     @property

@@ -28,7 +28,8 @@ from ipvsproxy.healthserver import ServiceHealthServers, healthz_routes
 from ipvsproxy.metrics import ProxyMetrics, TableCollector, VirtualServerCollector
 from ipvsproxy.model import Problem, Scheduler
 from ipvsproxy.profiling import profiling_routes
-from ipvsproxy.reconciler import Reconciler, Surroundings
+from ipvsproxy.reconciler import Reconciler
+from ipvsproxy.surroundings import Surroundings
 from kubecore import __version__, log
 from kubecore.api import ApiClient
 from kubecore.metrics import StoreCollector

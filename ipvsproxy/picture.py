@@ -7,7 +7,7 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 
 from ipvsproxy import sets
 from ipvsproxy.dataplane import (
@@ -32,6 +32,7 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
+from kubecore.addresses import family_of
 from kubecore.model import Family
 
 _MARK_MAPS = frozenset({f"{sets.MARK}4", f"{sets.MARK}6"})
@@ -77,6 +78,51 @@ class Picture:
     def owned(self) -> list[VirtualServerKey]:
         """Our virtual servers."""
         return [key for key in self.servers if self.owns(key)]
+
+    def sizes(self) -> dict[Family, tuple[int, int, int]]:
+        """Our virtual servers, their real servers, and VIPs, by family."""
+        owned: dict[Family, list[ActualVirtualServer]] = {4: [], 6: []}
+        for key in self.owned():
+            owned[key.family].append(self.servers[key])
+        return {
+            family: (
+                len(servers),
+                sum(len(server.real_servers) for server in servers),
+                sum(1 for vip in self.vips if family_of(vip) == family),
+            )
+            for family, servers in owned.items()
+        }
+
+    def take_counters(self, dumped: Mapping[VirtualServerKey, ActualVirtualServer]) -> None:
+        """Take over traffic and connections from a dump, and nothing else.
+
+        What differs otherwise is left for the audit to see, and to count as drift.
+        """
+        for key, server in dumped.items():
+            known = self.servers.get(key)
+            if (
+                known is not None
+                and known.config == server.config
+                and known.real_servers.keys() == server.real_servers.keys()
+                and all(known.real_servers[k].config == real.config for k, real in server.real_servers.items())
+            ):
+                self.put_server(key, server)
+
+    def take_vips(self, found: dict[str, str]) -> dict[str, None]:
+        """Take over what a dump said of routes; returns the addresses of which it said something else."""
+        differing = {address: None for address, _ in found.items() ^ self.vips.items()}
+        self.vips = found
+        return differing
+
+    def take_elements(self, found: Set[Element]) -> dict[Element, None]:
+        """Take over what a dump said of our table; returns the elements that came and went."""
+        known = set(self.elements.values())
+        gone, new = known - found, found - known
+        for element in gone:
+            self._drop_element(element)
+        for element in new:
+            self._put_element(element)
+        return dict.fromkeys([*gone, *new])
 
     def put_server(self, key: VirtualServerKey, server: ActualVirtualServer | None) -> None:
         """Take over what a dump said of one virtual server; None: it is not there."""

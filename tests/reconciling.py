@@ -18,8 +18,9 @@ from ipvsproxy.healthserver import ServiceHealthServers
 from ipvsproxy.kernel.fake import FakeDataPlane
 from ipvsproxy.metrics import ProxyMetrics
 from ipvsproxy.model import InterfaceAddress, Link, Problem
-from ipvsproxy.reconciler import Reconciler, Surroundings
+from ipvsproxy.reconciler import Reconciler
 from ipvsproxy.site import ALL_SCHEDULERS
+from ipvsproxy.surroundings import Surroundings
 from kubecore.model import (
     RESOURCE_OF,
     Delete,

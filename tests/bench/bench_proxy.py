@@ -27,8 +27,9 @@ from ipvsproxy.healthserver import ServiceHealthServers
 from ipvsproxy.kernel.plane import KernelDataPlane
 from ipvsproxy.metrics import ProxyMetrics
 from ipvsproxy.model import VirtualServerKey
-from ipvsproxy.reconciler import Reconciler, Surroundings
+from ipvsproxy.reconciler import Reconciler
 from ipvsproxy.site import ALL_SCHEDULERS
+from ipvsproxy.surroundings import Surroundings
 from kubecore.model import EndpointSlice, Listed, ListStarted, Resource, Service, Upsert
 from kubecore.store import Store
 from tests.bench.bench_netlink import guest_floor, touch_memory

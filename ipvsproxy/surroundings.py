@@ -1,0 +1,133 @@
+"""What surrounds the loop: clocks, metrics, health, events and health check servers, and what they are told of plans.
+
+Knows: what of a plan concerns people and probes. Must not know: the kernel, when plans are made. Called by the
+reconciler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+from ipvsproxy.config import Config
+from ipvsproxy.health import ProxyHealth
+from ipvsproxy.healthserver import ServiceHealthServers
+from ipvsproxy.metrics import ProxyMetrics
+from ipvsproxy.model import Problem
+from ipvsproxy.planner import Planner
+from ipvsproxy.site import FAMILIES
+from kubecore.model import Family, ObjectKey, Resource
+from kubecore.store import Store
+
+
+class Clock(Interface):
+    """Both kinds of time, so that tests can turn them."""
+
+    def monotonic(self) -> float:
+        """Seconds that only grow."""
+        ...
+
+    def time(self) -> float:
+        """Unix seconds."""
+        ...
+
+    def process_time(self) -> float:
+        """CPU seconds of this process."""
+        ...
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What the loop tells the world, besides the kernel."""
+
+    metrics: ProxyMetrics
+    health: ProxyHealth
+    report: Callable[[ObjectKey, Problem], None]
+    """Told each problem of a Service once."""
+    health_servers: ServiceHealthServers
+
+
+class Telling:
+    """Tells the surroundings what changes of Services mean for them.
+
+    Args:
+        around: who is told.
+        store: the cluster.
+        config: settings.
+        clock: the `time` module, or a test's.
+    """
+
+    def __init__(self, around: Surroundings, store: Store, config: Config, clock: Clock) -> None:
+        self._around = around
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._started_s = clock.time()
+        self._problems: dict[ObjectKey, frozenset[Problem]] = {}
+        self._no_local: dict[tuple[str, Family], set[ObjectKey]] = {
+            (policy, family): set() for policy in ("internal", "external") for family in FAMILIES
+        }
+        self._events_seen = {Resource.SERVICES: 0, Resource.ENDPOINT_SLICES: 0}
+        self._measured: dict[ObjectKey, dict[str, float]] = {}
+        """Trigger times of slices whose programming was measured, by Service and slice."""
+        self.listen_at_s: float | None = None
+        """When to try again to listen for health checks where that failed."""
+
+    def queued(self) -> None:
+        """Changes of the cluster have been taken in, and wait to be programmed."""
+        now_s = self._clock.time()
+        new = {}
+        for resource, seen in self._events_seen.items():
+            figures = self._store.figures[resource]
+            self._events_seen[resource] = figures.upserts + figures.deletes
+            new[resource] = self._events_seen[resource] - seen
+        self._around.metrics.queued(now_s, new[Resource.SERVICES], new[Resource.ENDPOINT_SLICES])
+        self._around.health.queued(now_s)
+
+    async def planned(self, planner: Planner, services: Iterable[ObjectKey]) -> None:
+        """Events, gauges and health check servers of Services whose plan may have changed."""
+        rebind = False
+        for key in services:
+            problems = frozenset(planner.problems(key))
+            for problem in sorted(problems - self._problems.get(key, frozenset()), key=lambda p: p.message):
+                self._around.report(key, problem)
+            if problems:
+                self._problems[key] = problems
+            else:
+                self._problems.pop(key, None)
+            plan = planner.plans.get(key)
+            for (policy, family), held in self._no_local.items():
+                lacking = getattr(plan, f"no_local_{policy}", ())
+                (held.add if family in lacking else held.discard)(key)
+            wanted = planner.health_check(key)
+            running = self._around.health_servers.ports.get(key)
+            if wanted is not None:
+                self._around.health_servers.set_count(key, wanted.local_ready)
+            rebind |= (wanted.port if wanted else None) != running
+        for (policy, family), held in self._no_local.items():
+            self._around.metrics.no_local_endpoints.labels(f"IPv{family}", policy).set(len(held))
+        if rebind:
+            await self.serve_health_checks(planner)
+
+    async def serve_health_checks(self, planner: Planner) -> None:
+        """Have a server on every healthCheckNodePort that is wanted, on the addresses of node ports."""
+        wanted = {key: plan.health_check.port for key, plan in planner.plans.items() if plan.health_check is not None}
+        setting = self._config.node_port_addresses
+        addresses = planner.node_port_addresses() if setting.primary or setting.cidrs else ("0.0.0.0", "::")
+        servers = self._around.health_servers
+        await servers.reconcile(wanted, addresses)
+        self.listen_at_s = self._clock.monotonic() + self._config.ipvs.sync_period_s if servers.incomplete else None
+
+    def programmed(self, services: Iterable[ObjectKey]) -> None:
+        """kube-proxy's network programming latency: from the last change of an endpoint to now, once a change."""
+        now_s = self._clock.time()
+        for key in services:
+            before = self._measured.pop(key, {})
+            for piece in self._store.state.slices_of(key):
+                if piece.trigger_s < self._started_s:
+                    continue
+                self._measured.setdefault(key, {})[piece.name] = piece.trigger_s
+                if before.get(piece.name) != piece.trigger_s:
+                    label = f"IPv{piece.family}"
+                    self._around.metrics.programming.labels(label).observe(max(0.0, now_s - piece.trigger_s))
