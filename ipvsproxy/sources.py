@@ -22,6 +22,7 @@ WATCHED = (
         Resource.SERVICES,
         label_selector=f"!{LABEL_PROXY_NAME}",
         field_selector="spec.clusterIP!=None",
+        field_selector_optional=True,
     ),
     Watched(Resource.ENDPOINT_SLICES, label_selector=f"!{LABEL_HEADLESS}"),
     Watched(Resource.NODES),  # all of them: an address of any node must not be claimed
@@ -68,7 +69,9 @@ async def _look_at_cluster(kubeconfig: str, server: str) -> ClusterState:
         # A daemon goes on trying. Somebody who waits for a command is told at once what stands in the way.
         for watched in WATCHED:
             try:
-                await client.request("GET", watched.path, query=[*_selectors(watched), ("limit", "1")])
+                await client.request(
+                    "GET", watched.path, query=[("labelSelector", watched.label_selector), ("limit", "1")]
+                )
             except ConnectionFailed as error:
                 raise SourceError(f"{error} ({access.origin})") from error
             except ApiError as error:
@@ -85,11 +88,6 @@ async def _look_at_cluster(kubeconfig: str, server: str) -> ClusterState:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
     return store.state
-
-
-def _selectors(watched: Watched) -> list[tuple[str, str]]:
-    given = (("labelSelector", watched.label_selector), ("fieldSelector", watched.field_selector))
-    return [(name, value) for name, value in given if value]
 
 
 def _remedy(status: int) -> str:

@@ -45,6 +45,11 @@ def configure(*, level: str = "info", fmt: LogFormat = "auto", stream: TextIO | 
     )
 
 
+def set_level(level: str) -> None:
+    """Log from now on what is at least of this level (a key of `LEVELS`), to where it goes already."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
+
+
 class _Unfailing:
     """A stream whose failures end nothing: a daemon goes on with a full disk under its log, or with nobody reading."""
 
@@ -82,6 +87,7 @@ WATCH_LIST_COMPLETED = "watch.list.completed"
 WATCH_VERSION_EXPIRED = "watch.version.expired"
 WATCH_STREAM_STALLED = "watch.stream.stalled"
 WATCH_STREAMING_LIST_REFUSED = "watch.streaming_list.refused"
+WATCH_FIELD_SELECTOR_REFUSED = "watch.field_selector.refused"
 WATCH_REQUEST_FAILED = "watch.request.failed"
 WATCH_REQUEST_DENIED = "watch.request.denied"
 WATCH_RESOURCE_MISSED = "watch.resource.missed"
@@ -132,6 +138,7 @@ WORKER_DIED = "dns.worker.died"
 WORKER_SILENT = "dns.worker.silent"
 
 # -- dnsserver: plugins, forwarding
+WEIGHT_FILE_REJECTED = "dns.weight_file.rejected"
 HOSTS_FILE_LOADED = "dns.hosts_file.loaded"
 HOSTS_FILE_UNREADABLE = "dns.hosts_file.unreadable"
 FORWARD_LOOP_FOUND = "dns.forward_loop.found"

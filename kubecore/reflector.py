@@ -25,6 +25,8 @@ from kubecore.watchproto import ORDERLY, WAITS_S, Reason, Request, Verdict, Watc
 
 _LOG = structlog.get_logger()
 _ERROR_BODY_BYTES = 64 * 1024
+_NO_OUTAGE = frozenset({Reason.UNSUPPORTED, Reason.UNSELECTABLE, Reason.EXPIRED, Reason.AHEAD})
+"""The server is well and answers the next request."""
 _TURN_S = 0.001
 """Objects are taken in for so long, then other tasks get their turn: DNS answers do not wait for a relist."""
 
@@ -179,12 +181,14 @@ class _Narrator:
         """What ended this request, unless it ended in good order."""
         if verdict.reason in ORDERLY:
             return
-        if self._failing_since_s is None and verdict.reason not in {Reason.UNSUPPORTED, Reason.EXPIRED, Reason.AHEAD}:
+        if self._failing_since_s is None and verdict.reason not in _NO_OUTAGE:
             self._failing_since_s = self._clock()
         wait_s = round(verdict.wait_s, 1)
         match verdict.reason:
             case Reason.UNSUPPORTED:
                 self._log.info(log.WATCH_STREAMING_LIST_REFUSED, detail=verdict.detail)
+            case Reason.UNSELECTABLE:
+                self._log.info(log.WATCH_FIELD_SELECTOR_REFUSED, detail=verdict.detail)
             case Reason.EXPIRED | Reason.AHEAD:
                 self._log.info(log.WATCH_VERSION_EXPIRED, detail=verdict.detail, wait_s=wait_s)
             case Reason.DENIED:

@@ -54,6 +54,9 @@ class Watched:
     """As the API takes it: `!service.kubernetes.io/headless,app in (a,b)`. What leaves the selection is gone for us."""
     field_selector: str = ""
     """As the API takes it: `spec.nodeName=n1`."""
+    field_selector_optional: bool = False
+    """What it leaves out would be passed over anyway. A server that refuses it (400) is asked without it: Services are
+    selectable by `spec.clusterIP` from 1.31 on."""
     page_limit: int = 500
     """Objects a page; also what bounds memory during a paginated list."""
     optional: bool = False
@@ -107,6 +110,8 @@ class Reason(Enum):
     """The server does not know our resourceVersion yet, or never will (restored from a backup); list again."""
     UNSUPPORTED = "unsupported"
     """The server cannot stream lists; pages are asked for from now on."""
+    UNSELECTABLE = "unselectable"
+    """The server cannot select by these fields; everything is asked for from now on."""
     DENIED = "denied"
     """401 or 403: somebody has to change something."""
     ABSENT = "absent"
@@ -197,6 +202,7 @@ class WatchSession:
         # Whoever has to grant access needs minutes; a rolled-out chart's RBAC arrives within seconds.
         self._denied_backoff = Backoff(uniform, 6 * first_s, 2 * cap_s)
         self._streaming = streaming
+        self._by_field = bool(watched.field_selector)
         self._mode = _Mode.STREAM_LIST if streaming else _Mode.PAGES
         self._version = ""
         self._continue = ""
@@ -235,7 +241,7 @@ class WatchSession:
         query: list[tuple[str, str]] = []
         if self.watched.label_selector:
             query.append(("labelSelector", self.watched.label_selector))
-        if self.watched.field_selector:
+        if self._by_field:
             query.append(("fieldSelector", self.watched.field_selector))
         path = self.watched.path
         if self._mode is _Mode.PAGES:
@@ -395,6 +401,10 @@ class WatchSession:
             return Verdict(Reason.DENIED, self._denied_backoff.next_s(), message, code)
         if code == 404:
             return Verdict(Reason.ABSENT, self._denied_backoff.next_s(), message, code)
+        if code == 400 and self._by_field and self.watched.field_selector_optional:
+            self._by_field = False
+            self._relist()
+            return Verdict(Reason.UNSELECTABLE, 0.0, message, code)
         if self._mode is _Mode.STREAM_LIST and 400 <= code < 500 and code != 429:
             self._streaming = False
             self._mode = _Mode.PAGES

@@ -37,9 +37,13 @@ def loaded(server: ApiServer) -> ApiServer:
     return server
 
 
-@pytest.mark.parametrize("watch_list", [True, False], ids=["streaming lists", "pages"])
-async def test_the_same_plan_as_from_the_manifests(tmp_path: Path, *, watch_list: bool) -> None:
-    async with ApiServer(tls=True, tokens={"t": "proxy"}, watch_list=watch_list) as server:
+@pytest.mark.parametrize(
+    "older",
+    [{}, {"watch_list": False}, {"watch_list": False, "service_fields": False}],
+    ids=["streaming lists", "pages", "before 1.31"],
+)
+async def test_the_same_plan_as_from_the_manifests(tmp_path: Path, older: dict[str, bool]) -> None:
+    async with ApiServer(tls=True, tokens={"t": "proxy"}, **older) as server:  # type: ignore[arg-type]
         code, out, err = await plan(tmp_path, loaded(server).kubeconfig())
     assert (code, out, err) == (0, GOLDEN.read_text(), ""), "nothing but the answer on stdout"
 

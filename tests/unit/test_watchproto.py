@@ -159,6 +159,34 @@ def test_a_streaming_list_that_leads_nowhere_is_replaced_by_pages_once(how: str)
     assert asked(s) == STREAMING
 
 
+FEW = Watched(Resource.SERVICES, field_selector="spec.clusterIP!=None", field_selector_optional=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_field_the_server_cannot_select_by_is_left_out_for_ever(*, streaming: bool) -> None:
+    s = session(FEW, streaming=streaming)
+    assert "fieldSelector=spec.clusterIP!=None" in asked(s)
+    verdict = s.refused(400, status(400, "BadRequest", "field label not supported: spec.clusterIP"), None, 0.0)
+    assert (verdict.reason, verdict.wait_s) == (Reason.UNSELECTABLE, 0)
+    assert asked(s) == (STREAMING if streaming else "list /api/v1/services?limit=500")
+    if not streaming:
+        feed(s, LISTED, end=True)
+        assert asked(s) == "watch /api/v1/services?resourceVersion=7"
+
+
+def test_an_older_server_behind_the_same_address_makes_a_new_list_without_that_field() -> None:
+    s = session(FEW)
+    feed(s, LISTED, end=True)
+    assert s.refused(400, status(400, "BadRequest"), None, 9.0).reason is Reason.UNSELECTABLE
+    assert asked(s) == "list /api/v1/services?limit=500"
+
+
+def test_a_field_that_matters_is_insisted_on() -> None:
+    s = session(Watched(Resource.NODES, field_selector="metadata.name=n1"))
+    assert s.refused(400, status(400, "BadRequest"), None, 0.0).reason is Reason.FAILED
+    assert asked(s) == "list /api/v1/nodes?fieldSelector=metadata.name=n1&limit=500"
+
+
 # -- watches
 
 

@@ -25,6 +25,8 @@ class Kind:
     """Has a status subresource: status cannot be changed by a plain update, nor the rest by /status."""
     generation: bool = False
     short_names: tuple[str, ...] = ()
+    selectable: tuple[str, ...] = ()
+    """Fields that field selectors may name, besides name and namespace."""
     stored_as: str = ""
     """`group/plural` under which objects are kept; empty: this one's own."""
     to_stored: Callable[[Object], Object] = lambda obj: obj
@@ -62,14 +64,59 @@ def _rename(obj: Object, names: dict[str, str], api_version: str) -> Object:
     return renamed
 
 
+_EVENTS_SELECTABLE = (
+    "involvedObject.kind",
+    "involvedObject.namespace",
+    "involvedObject.name",
+    "involvedObject.uid",
+    "reason",
+    "type",
+    "reportingComponent",
+    "source",
+)
+
 KINDS = (
-    Kind("", "v1", "Service", "services", namespaced=True, status=True, short_names=("svc",)),
+    Kind(
+        *("", "v1", "Service", "services"),
+        namespaced=True,
+        status=True,
+        short_names=("svc",),
+        selectable=("spec.clusterIP", "spec.type"),
+    ),
     Kind("", "v1", "Endpoints", "endpoints", namespaced=True, short_names=("ep",)),
-    Kind("", "v1", "Node", "nodes", namespaced=False, status=True, short_names=("no",)),
-    Kind("", "v1", "Namespace", "namespaces", namespaced=False, status=True, short_names=("ns",)),
-    Kind("", "v1", "Pod", "pods", namespaced=True, status=True, generation=True, short_names=("po",)),
+    Kind(
+        *("", "v1", "Node", "nodes"),
+        namespaced=False,
+        status=True,
+        short_names=("no",),
+        selectable=("spec.unschedulable",),
+    ),
+    Kind(
+        *("", "v1", "Namespace", "namespaces"),
+        namespaced=False,
+        status=True,
+        short_names=("ns",),
+        selectable=("status.phase",),
+    ),
+    Kind(
+        *("", "v1", "Pod", "pods"),
+        namespaced=True,
+        status=True,
+        generation=True,
+        short_names=("po",),
+        selectable=(
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.nominatedNodeName",
+        ),
+    ),
     Kind("", "v1", "ConfigMap", "configmaps", namespaced=True, short_names=("cm",)),
-    Kind("", "v1", "Event", "events", namespaced=True, short_names=("ev",)),
+    Kind("", "v1", "Event", "events", namespaced=True, short_names=("ev",), selectable=_EVENTS_SELECTABLE),
     Kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", namespaced=True, generation=True),
     Kind("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", namespaced=False, status=True),
     Kind("coordination.k8s.io", "v1", "Lease", "leases", namespaced=True),
@@ -80,6 +127,7 @@ KINDS = (
         "events",
         namespaced=True,
         stored_as="/events",
+        selectable=_EVENTS_SELECTABLE,
         to_stored=lambda obj: _rename(obj, _EVENT_FIELDS, "v1"),
         from_stored=lambda obj: _rename(obj, _EVENT_FIELDS_BACK, "events.k8s.io/v1"),
     ),

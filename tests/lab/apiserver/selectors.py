@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.lab.apiserver.kinds import Kind, Object
-from tests.lab.apiserver.status import Refusal, bad_request
+from tests.lab.apiserver.status import bad_request
 
 Matcher = Callable[[Object], bool]
 _KEY = r"(?:[A-Za-z0-9](?:[-A-Za-z0-9.]*[A-Za-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
@@ -55,50 +55,21 @@ def _requirement(text: str) -> Callable[[Mapping[str, str]], bool]:
     )
 
 
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "/services": ("spec.clusterIP", "spec.type"),
-    "/pods": (
-        "spec.nodeName",
-        "spec.restartPolicy",
-        "spec.schedulerName",
-        "spec.serviceAccountName",
-        "spec.hostNetwork",
-        "status.phase",
-        "status.podIP",
-        "status.nominatedNodeName",
-    ),
-    "/nodes": ("spec.unschedulable",),
-    "/namespaces": ("status.phase",),
-    "/events": (
-        "involvedObject.kind",
-        "involvedObject.namespace",
-        "involvedObject.name",
-        "involvedObject.uid",
-        "reason",
-        "type",
-        "reportingComponent",
-        "source",
-    ),
-}
-
-
 def field_matcher(kind: Kind, selector: str) -> Matcher:
     """Whether an object's fields satisfy `selector`. Raises Refusal (400) for a field this kind cannot be selected
     by."""
     known: tuple[str, ...] = ("metadata.name", "metadata.namespace") if kind.namespaced else ("metadata.name",)
-    known += _FIELDS.get(kind.storage_key, ())
+    known += kind.selectable
     tests: list[tuple[str, bool, str]] = []
     for part in filter(None, (p.strip() for p in selector.split(","))):
         m = re.fullmatch(r"([A-Za-z.]+)(==|=|!=)(.*)", part)
         if not m:
             raise bad_request(f"invalid selector: {selector!r}; can't understand {part!r}")
         if m[1] not in known:
-            raise Refusal(
-                400,
-                "BadRequest",
-                f'Unable to find "{kind.api_version}, Resource={kind.plural}" that match '
-                f'label selector "", field selector "{selector}": field label not supported: {m[1]}',
-            )
+            if kind.selectable:
+                raise bad_request(f"field label not supported: {m[1]}")
+            only = ", ".join(f'"{field}"' for field in known)
+            raise bad_request(f'"{m[1]}" is not a known field selector: only {only}')
         tests.append((m[1], m[2] != "!=", m[3]))
 
     def matches(obj: Object) -> bool:

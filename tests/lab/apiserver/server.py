@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import msgspec
@@ -54,6 +55,7 @@ class ApiServer(Cluster):
         tokens: Mapping[str, str] | None = None,
         policy: Policy | None = None,
         watch_list: bool = True,
+        service_fields: bool = True,
         bookmark_interval_s: float = 60.0,
         service_cidrs: Iterable[str] = ("10.96.0.0/16",),
         bootstrap: bool = False,
@@ -68,12 +70,17 @@ class ApiServer(Cluster):
             tokens: token → user name. Given any, a request without one of them (or a client certificate) is a 401.
             policy: RBAC; None allows everything.
             watch_list: whether the WatchList feature gate is on (streaming lists).
+            service_fields: whether Services can be selected by spec.clusterIP and spec.type (Kubernetes 1.31).
             bookmark_interval_s: seconds between bookmarks of a watch.
             service_cidrs: ranges for cluster addresses.
             bootstrap: begin with the namespaces, the ServiceCIDR and the `kubernetes` Service of a fresh cluster, and
                 demand that namespaces exist and given cluster addresses are in range.
         """
         super().__init__(service_cidrs, bootstrap=bootstrap)
+        if not service_fields:
+            kind = self.registry.at("", "v1", "services")
+            assert kind is not None
+            self.registry.add(replace(kind, selectable=()))
         self.host, self.port = host, port
         self.tokens = dict(tokens or {})
         self.policy = policy
