@@ -131,7 +131,7 @@ def test_external_ips_by_allow_list() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    "127.0.0.1 127.1.2.3 0.0.0.0 224.0.0.1 239.1.1.1 255.255.255.255 169.254.20.10 :: ::1 fe80::1 febf::1 ff02::1".split(),
+    "127.0.0.1 127.1.2.3 0.0.0.0 224.0.0.1 255.255.255.255 169.254.20.10 :: ::1 fe80::1 febf::1 ff02::1".split(),
 )
 def test_nobody_takes_an_address_that_every_host_uses(address: str) -> None:
     """A virtual server at 127.0.0.1 would take the host's own daemons' place."""
