@@ -26,7 +26,7 @@ _BROKEN = (CommandError, CallError, GuestError, GuestDiedError, AssertionError)
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.demo", description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.demo", description="A cluster's service network, live.")
     parser.add_argument(
         "--manifests", type=Path, help="a directory or file of your own objects, in place of tests/scenarios"
     )

@@ -151,6 +151,7 @@ class Cluster:
     def _start_dns(self) -> None:
         self.start_dns("dns-1")
         self.await_dns()
+        self.await_dns(name="registry.example.org")  # the upstream server may come up later than ours
 
     # -- the network
 

@@ -12,7 +12,11 @@ from tests.lab.kernel.lab import ROOT
 _RC = """\
 export KUBECONFIG={kubeconfig}
 kube() {{ {python} -m tests.demo.kube "$@"; }}
-on() {{ local host=$1; shift; nsenter --net=/run/netns/{net}-"$host" "$@"; }}
+on() {{
+  local host=$1; shift
+  [ -e /run/netns/{net}-"$host" ] || {{ echo "on: there is no host '$host'; there are: $(hosts)" >&2; return 1; }}
+  nsenter --net=/run/netns/{net}-"$host" "$@"
+}}
 hosts() {{ ls /run/netns | sed -n 's/^{net}-//p' | xargs; }}
 PS1='pod client# '
 """
