@@ -8,7 +8,7 @@ Source: Kubernetes DNS-based service discovery 1.1.0 §2.3 to §2.5; discovery.k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -52,14 +52,37 @@ def in_topology_zone(piece: EndpointSlice, zone: str) -> EndpointSlice:
     return msgspec.structs.replace(piece, endpoints=tuple(e for e in piece.endpoints if e.zone.lower() == zone))
 
 
-def slice_pairs(piece: EndpointSlice, *, pod_names: bool) -> set[tuple[str, str]]:
-    """The (address, label) pairs of a slice's ready endpoints."""
+def slice_pairs(
+    piece: EndpointSlice, *, pod_names: bool, but: Collection[tuple[str, ...]] = ()
+) -> set[tuple[str, str]]:
+    """The (address, label) pairs of a slice's ready endpoints, but for endpoints with exactly these addresses."""
     return {
         (address, endpoint_label(endpoint, address, pod_names=pod_names))
         for endpoint in piece.endpoints
-        if endpoint.ready
+        if endpoint.ready and endpoint.addresses not in but
         for address in endpoint.addresses
     }
+
+
+def differing_pairs(
+    old: EndpointSlice, new: EndpointSlice, *, pod_names: bool
+) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """`slice_pairs` of both, without what an endpoint that is in both alike puts in both: most of them."""
+    before = {e.addresses: e for e in old.endpoints if e.ready}
+    after = {e.addresses: e for e in new.endpoints if e.ready}
+    alike = set()
+    if _all_distinct(old, before) and _all_distinct(new, after):
+        for addresses, endpoint in after.items():
+            same = before.get(addresses)
+            if same and same.hostname == endpoint.hostname and same.target_name == endpoint.target_name:
+                alike.add(addresses)
+    return slice_pairs(old, pod_names=pod_names, but=alike), slice_pairs(new, pod_names=pod_names, but=alike)
+
+
+def _all_distinct(piece: EndpointSlice, ready: Mapping[tuple[str, ...], Endpoint]) -> bool:
+    """Whether no address stands twice in the slice's ready endpoints, which are `ready` by their addresses."""
+    given = [address for addresses in ready for address in addresses]
+    return len(set(given)) == len(given) == sum(len(e.addresses) for e in piece.endpoints if e.ready)
 
 
 class _SliceIndex(NamedTuple):
@@ -275,7 +298,7 @@ def _port_answer(service: Service) -> list[tuple[object, ...]]:
 
 
 def slices_alike(old: EndpointSlice, new: EndpointSlice, *, zonal: bool = False) -> bool:
-    """Whether the two slices have the same ports and ready endpoints, in the same order; `zonal`: topology zones too."""
+    """Whether the two slices have the same ports and ready endpoints, in the same order; `zonal`: and in the same zones."""
     if old is new:
         return True
     if zonal and [e.zone for e in old.endpoints if e.ready] != [e.zone for e in new.endpoints if e.ready]:

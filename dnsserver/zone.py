@@ -16,7 +16,7 @@ from dnsserver import names
 from dnsserver.config import KubernetesConfig, PodsMode
 from dnsserver.imports import Imports, import_names
 from dnsserver.reverse import AddressIndex
-from dnsserver.services import ServiceNames, answers_alike, slice_pairs, slices_alike
+from dnsserver.services import ServiceNames, answers_alike, differing_pairs, slice_pairs, slices_alike
 from kubecore.model import EndpointSlice, ObjectKey, Pod, Resource
 from kubecore.snapshot import Changes, ClusterState
 
@@ -364,7 +364,10 @@ class Zone:
             if before is not None and after is not None and slices_alike(before, after, zonal=self.config.zonal):
                 continue
             any_changed = True
-            had, has = self._pairs(before), self._pairs(after)
+            if before is not None and after is not None:
+                had, has = differing_pairs(before, after, pod_names=self.config.endpoint_pod_names)
+            else:
+                had, has = self._pairs(before), self._pairs(after)
             self._reindex(self._endpoint_ips, old or new, {a for a, _ in had}, {a for a, _ in has}, tags)
             self._tag_addresses({address for address, _ in had ^ has}, tags)
         return any_changed

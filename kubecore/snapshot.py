@@ -82,6 +82,8 @@ class _Table:
 
     def take(self) -> frozenset[ObjectKey]:
         """Keys whose value differs from what was last taken."""
+        if not self.before:
+            return frozenset()
         changed = frozenset(k for k, old in self.before.items() if self.objects.get(k) != old)
         self.before.clear()
         return changed

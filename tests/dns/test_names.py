@@ -148,3 +148,16 @@ def test_a_cidr_off_the_boundary_is_all_zones_of_the_next() -> None:
 def test_no_cidr(text: str) -> None:
     with pytest.raises(ValueError, match="neither a domain name nor a CIDR"):
         names.zones_of(text)
+
+
+@given(st.ip_addresses())
+def test_addresses_as_numbers(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    assert names.address_int(str(address)) == (address.version, int(address))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1.2.3", "1.2.3.4.5", "01.2.3.4", "256.1.1.1", " 1.2.3.4", "1.2.3.-4", "a.b.c.d", "::g"]
+)
+def test_what_is_no_address_has_no_number(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - documented so
+        names.address_int(text)

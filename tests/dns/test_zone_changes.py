@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dnsserver.answer import prepare
 from dnsserver.config import PodsMode
 from dnsserver.message import Prepared
+from dnsserver.services import differing_pairs, slice_pairs
 from dnsserver.zone import Zone
-from kubecore.model import KubeObject
+from kubecore.model import Endpoint, EndpointSlice, KubeObject
 from kubecore.selectors import LabelSelector
 from kubecore.snapshot import ClusterState
 from tests.dns.cluster import SERIAL, config, namespace, piece, pod, put, remove, service, state_of
@@ -214,3 +217,26 @@ def test_a_slice_before_its_service_is_no_endpoint_until_it_comes() -> None:
     dropped = zone.apply(state, state.take_changes(), SERIAL + 1)
     assert zone.tag(ptr.lower) in dropped.tags
     assert prepare(zone, ptr) != absent
+
+
+@given(data=st.data(), pod_names=st.booleans())
+def test_only_endpoints_that_differ_are_looked_at(data: st.DataObject, *, pod_names: bool) -> None:
+    """Whatever is in both slices, even an address twice, the differences are those of all pairs."""
+    some = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3"])
+    endpoint = st.builds(
+        Endpoint,
+        addresses=st.lists(some, max_size=2).map(tuple),
+        ready=st.booleans(),
+        hostname=st.sampled_from(["", "a", "b"]),
+        target_name=st.sampled_from(["", "p"]),
+    )
+    endpoints = st.lists(endpoint, max_size=4).map(tuple)
+    old = EndpointSlice("default", "a", "web", 4, endpoints=data.draw(endpoints))
+    new = EndpointSlice("default", "a", "web", 4, endpoints=data.draw(endpoints))
+    had, has = slice_pairs(old, pod_names=pod_names), slice_pairs(new, pod_names=pod_names)
+    less_had, less_has = differing_pairs(old, new, pod_names=pod_names)
+    assert less_had ^ less_has == had ^ has
+    for less, all_of in ((less_had, had), (less_has, has)):
+        assert less <= all_of
+    assert {a for a, _ in less_had} - {a for a, _ in less_has} == {a for a, _ in had} - {a for a, _ in has}
+    assert {a for a, _ in less_has} - {a for a, _ in less_had} == {a for a, _ in has} - {a for a, _ in had}
