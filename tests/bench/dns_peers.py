@@ -226,13 +226,14 @@ class Ours:
     command: list[str]
 
 
-def ours(directory: Path, upstream: int, *, workers: int = 1) -> Ours:
-    """Our server, as kubeadm configures it, ready to be started."""
+def ours(directory: Path, upstream: int, *, workers: int = 1, clock: Path | None = None) -> Ours:
+    """Our server, as kubeadm configures it, ready to be started; with a `clock` as `dns_lag`, which reports there."""
     port, ready, metrics = free_port(), free_port(), free_port()
     corefile = directory / f"Corefile-{port}"
     corefile.write_text(COREFILE.format(port=port, ready=ready, metrics=metrics, upstream=upstream))
+    module = ["tests.bench.dns_lag", str(clock)] if clock else ["dnsserver"]
     command = [
-        sys.executable, "-m", "dnsserver", "run", "--config", str(corefile), "--source", "cluster",
+        sys.executable, "-m", *module, "run", "--config", str(corefile), "--source", "cluster",
         "--listen", f"127.0.0.1:{port}", "--workers", str(workers),
     ]  # fmt: skip
     return Ours(port, ready, metrics, command)
