@@ -13,30 +13,25 @@ import asyncio
 import contextlib
 import gc
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 
 from ipvsproxy import nftables
-from ipvsproxy.applier import Applier, describe
 from ipvsproxy.audit import Audit
 from ipvsproxy.config import Config
 from ipvsproxy.dataplane import (
     DataPlane,
     DataplaneError,
-    DeleteRealServer,
     HostNetwork,
     Interrupted,
-    NotFound,
-    Op,
 )
-from ipvsproxy.diff import diff
-from ipvsproxy.draining import Draining, leaving
-from ipvsproxy.model import ActualVirtualServer, Delta, Scheduler, VirtualServerKey
+from ipvsproxy.model import ActualVirtualServer, Scheduler, VirtualServerKey
 from ipvsproxy.nodeview import NodeView, node_view
 from ipvsproxy.pending import Pending
 from ipvsproxy.picture import Picture
 from ipvsproxy.planner import Planner, in_order, priority
+from ipvsproxy.programming import Programming
 from ipvsproxy.standing import Standing
 from ipvsproxy.surroundings import Clock, Surroundings, Telling
 from ipvsproxy.takeover import left_by_kube_proxy
@@ -89,9 +84,7 @@ class Reconciler:
         self._schedulers = schedulers
         self._around = around
         self._clock = clock
-        additions = config.additions
-        self._draining = Draining(additions.drain_grace_s, additions.drain_poll_s)
-        self._standing = Standing(around, clock, rng or random.Random(), self._blame)  # noqa: S311 - jitter
+        self._standing = Standing(around, clock, rng or random.Random())  # noqa: S311 - jitter
         self._telling = Telling(around, store, config, clock)
         self._pending = Pending()
         self._audit_at_s: float | None = None
@@ -103,7 +96,7 @@ class Reconciler:
         self._counters_at_s = 0.0
         self._audit_cost_s = 0.0
         self._planner: Planner
-        self._applier: Applier
+        self._programming: Programming
         self._auditing: Audit
         self.in_step = asyncio.Event()
         """Set while the kernel has everything that was told; a test (and the start-up log line) waits for it."""
@@ -113,12 +106,7 @@ class Reconciler:
     @property
     def picture(self) -> Picture | None:
         """What is known of the kernel; None before the start."""
-        return self._applier.picture if hasattr(self, "_applier") else None
-
-    @property
-    def draining(self) -> Draining:
-        """The real servers that drain."""
-        return self._draining
+        return self._programming.picture if hasattr(self, "_programming") else None
 
     def owned(self) -> list[tuple[VirtualServerKey, str, ActualVirtualServer]]:
         """Virtual servers of ours with the names of their Services."""
@@ -182,7 +170,7 @@ class Reconciler:
             self._standing.retry_at_s,
             self._audit_at_s,
             self._telling.listen_at_s,
-            self._draining.next_deadline_s(),
+            self._programming.draining.next_deadline_s(),
         ]
         soonest_s = min((d for d in deadlines if d is not None), default=None)
         timeout_s = None if soonest_s is None else max(0.0, soonest_s - self._clock.monotonic())
@@ -207,12 +195,12 @@ class Reconciler:
             failures += await self._portion(PORTION)
             await self._take_changes(failures)
         now_s = self._clock.monotonic()
-        failures += await self._drain(now_s)
+        failures += await self._programming.drain(now_s)
         if self._telling.listen_at_s is not None and now_s >= self._telling.listen_at_s:
             await self._telling.serve_health_checks(self._planner)
         if self._standing.due(now_s):
             worked = True
-            failures += await self._repair("retry")
+            failures += await self._programming.repair("retry")
         if self._audit_at_s is not None and now_s >= self._audit_at_s:
             failures += await self._audit()
         self._conclude(failures, self._clock.monotonic() - started_s if worked else None)
@@ -238,19 +226,29 @@ class Reconciler:
         self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements or ()))
         if elements is None:  # a new table is loaded with what depends on the node alone
             elements = set(self._planner.desired.elements)
-        self._applier = Applier(dataplane, Picture(servers, vips, elements, adopted), self._count)
-        self._auditing = Audit(dataplane, self._applier, self._planner, self._load_table)
-        await self._load_table()
+        self._programming = Programming(
+            store=self._store,
+            dataplane=dataplane,
+            config=self._config,
+            around=self._around,
+            telling=self._telling,
+            clock=self._clock,
+            planner=self._planner,
+            picture=Picture(servers, vips, elements, adopted),
+        )
+        load_table = self._programming.load_table
+        self._auditing = Audit(dataplane, self._programming.applier, self._planner, load_table)
+        await load_table()
         state = self._store.state
         # The API server and DNS come first and alone: a node without them cannot even start its pods.
         services = in_order(state, state.services)
         urgent = [key for key in services if priority(state.services[key]) < 2]
         failures: list[DataplaneError] = []
-        failures += await self._program(urgent)
+        failures += await self._programming.program(urgent)
         for start in range(len(urgent), len(services), START_PORTION):
-            failures += await self._program(services[start : start + START_PORTION])
+            failures += await self._programming.program(services[start : start + START_PORTION])
         # Only now, with everything planned, is it known what is not wanted any more. The rest was compared above.
-        failures += await self._repair("start", None if failures else self._unwanted())
+        failures += await self._programming.repair("start", None if failures else self._programming.unwanted())
         if self._legacy and not failures:
             await dataplane.release_addresses(self._legacy)
             _log.info(log.KUBE_PROXY_TAKEN_OVER, addresses=len(self._legacy), virtual_servers=len(adopted))
@@ -277,22 +275,6 @@ class Reconciler:
                 await asyncio.sleep(0.05 * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _unwanted(self) -> Delta:
-        """What is known to be in the kernel and not wanted."""
-        desired, picture = self._planner.desired, self._applier.picture
-        return Delta(
-            {},
-            {key: None for key in picture.servers if key not in desired.virtual_servers},
-            {vip: None for vip in picture.vips if vip not in desired.vips},
-            {element: None for element in picture.elements.values() if element not in desired.elements},
-        )
-
-    async def _load_table(self) -> None:
-        """Make our table as this version and configuration want it, with every element that is known, at once."""
-        await self._dataplane.load_table(
-            nftables.load(self._config, self._applier.picture.elements.values()),
-        )
-
     # -- changes
 
     async def _take_changes(self, failures: list[DataplaneError]) -> bool:
@@ -313,63 +295,18 @@ class Reconciler:
         if news & {"route", "nft"}:
             delta = await self._auditing.look_again(news)
             if delta:
-                failures += await self._repair("drift", delta)
+                failures += await self._programming.repair("drift", delta)
         return True
 
     async def _portion(self, limit: int) -> list[DataplaneError]:
-        return await self._program(self._pending.take(limit))
-
-    async def _program(self, services: list[ObjectKey]) -> list[DataplaneError]:
-        """Plan, diff and apply some Services."""
-        if not services:
-            return []
-        failures: list[DataplaneError] = []
-        for delta in self._plan(services):
-            failures += await self._apply_delta(delta)
-        self._telling.programmed(services)
-        # A long list must not hold the loop: probes and the watch go on in between.
-        await asyncio.sleep(0)
-        return failures
-
-    def _plan(self, services: list[ObjectKey]) -> Iterable[Delta]:
-        """Plan together; should planning fail for one Service, plan each alone so that the others are served."""
-        try:
-            return [self._planner.update(self._store.state, services)]
-        except Exception as error:
-            if len(services) == 1:
-                _log.exception(log.PLAN_FAILED, service=str(services[0]))
-                self._around.health.degraded[str(services[0])] = f"cannot be planned: {error}"
-                return []
-            return [delta for service in services for delta in self._plan([service])]
-
-    async def _apply_delta(self, delta: Delta) -> list[DataplaneError]:
-        failures: list[DataplaneError] = []
-        if delta:
-            failures = await self._apply_diff(delta)
-            self._track(delta.virtual_servers)
-        await self._telling.planned(self._planner, delta.services)
-        return failures
-
-    async def _apply_diff(self, delta: Delta | None = None) -> list[DataplaneError]:
-        """Apply what differs; once more if somebody else had added what we wanted to add."""
-        self._applier.surprised = False
-        failures = await self._applier.apply(diff(self._planner.desired, self._applier.picture, delta))
-        if self._applier.surprised:
-            failures += await self._applier.apply(diff(self._planner.desired, self._applier.picture, delta))
-        return failures
-
-    def _track(self, servers: Iterable[VirtualServerKey]) -> None:
-        now_s = self._clock.monotonic()
-        for key in servers:
-            stays = leaving(self._planner.desired, self._applier.picture, key)
-            self._draining.track(key, stays, now_s)
+        return await self._programming.program(self._pending.take(limit))
 
     async def _node_changed(self) -> list[DataplaneError]:
         view = self._view()
         if view == self._planner.node:
             return []
         _log.info(log.NODE_CHANGED, node=self._node_name, primary=view.primary, addresses=len(view.addresses))
-        failures = await self._apply_delta(self._planner.set_node(self._store.state, view))
+        failures = await self._programming.apply_delta(self._planner.set_node(self._store.state, view))
         await self._telling.serve_health_checks(self._planner)
         return failures
 
@@ -397,23 +334,7 @@ class Reconciler:
         health.node_deleting = own is not None and own.deleting
         health.node_taints = own.taints if own is not None else ()
 
-    # -- draining, drift, failures
-
-    async def _drain(self, now_s: float) -> list[DataplaneError]:
-        """Count connections where it is due, and let go who has none left."""
-        ops: list[Op] = []
-        for server in self._draining.due(now_s):
-            try:
-                counters = await self._dataplane.connections(server)
-            except NotFound:
-                counters = {}
-            except DataplaneError as error:
-                _log.warning(log.RECONCILE_FAILED, error=describe(error))
-                continue
-            ops += [DeleteRealServer(server, key) for key in self._draining.counted(server, counters, now_s)]
-        failures = await self._applier.apply(ops) if ops else []
-        self._around.metrics.draining.set(sum(1 for _ in self._draining))
-        return failures
+    # -- drift, failures
 
     async def _audit(self) -> list[DataplaneError]:
         """Compare all that is ours with the kernel, while changes go first, and put right what differs."""
@@ -427,27 +348,12 @@ class Reconciler:
         before_s = self._clock.process_time()
         try:
             delta = await self._auditing.compare(meanwhile)
-            failures += await self._repair("audit", delta)
+            failures += await self._programming.repair("audit", delta)
         except DataplaneError as error:
             self._around.metrics.audits.labels("failed").inc()
             failures.append(error)
         self._audit_cost_s = self._clock.process_time() - before_s
         self._plan_audit()
-        return failures
-
-    async def _repair(self, why: str, delta: Delta | None = None) -> list[DataplaneError]:
-        """Diff everything (in memory), or what `delta` names, and apply what differs."""
-        if not await self._applier.reread() and self._applier.table_lost:
-            await self._load_table()
-            await self._applier.reread()
-        ops = diff(self._planner.desired, self._applier.picture, delta)
-        failures = await self._apply_diff(delta) if ops else []
-        self._track(self._planner.desired.virtual_servers if delta is None else delta.virtual_servers)
-        if why in {"audit", "drift"}:
-            self._around.metrics.audits.labels("drift" if ops else "clean").inc()
-            if ops:
-                self._around.metrics.drift_repaired.inc(len(ops))
-                _log.warning(log.DRIFT_REPAIRED, by=why, operations=len(ops), first=type(ops[0]).__name__)
         return failures
 
     def _plan_audit(self) -> None:
@@ -458,27 +364,13 @@ class Reconciler:
 
     def _conclude(self, failures: list[DataplaneError], seconds: float | None) -> None:
         """Note how a turn went, and that the kernel is in step if it is; `seconds` None: there was nothing to do."""
-        self._standing.conclude(failures)
+        self._standing.conclude(failures, self._programming.blame)
         if seconds is None:
             return
         self._around.metrics.synced(seconds, self._clock.time())
         if not failures and not self._pending:
             self._around.metrics.in_step()
             self.in_step.set()
-
-    def _blame(self, error: DataplaneError) -> str:
-        """The Service that an operation belongs to, or the operation's kind."""
-        key = getattr(error.op, "server", None) or getattr(error.op, "key", None)
-        if isinstance(key, VirtualServerKey):
-            service = self._planner.service_of(key)
-            if service is not None:
-                return str(service)
-        return type(error.op).__name__ if error.op is not None else "kernel"
-
-    def _count(self, operation: str, outcome: str, times: int) -> None:
-        self._around.metrics.operations.labels(operation, outcome).inc(times)
-        if (operation, outcome) == ("ChangeElements", "failed"):
-            self._around.metrics.table_failed(times)
 
 
 @contextlib.contextmanager

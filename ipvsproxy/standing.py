@@ -29,19 +29,11 @@ class Standing:
         around: health and metrics.
         clock: the `time` module, or a test's.
         rng: jitter of retries.
-        blame: the Service, or else the part, that a failure is shown under.
     """
 
-    def __init__(
-        self,
-        around: Surroundings,
-        clock: Clock,
-        rng: random.Random,
-        blame: Callable[[DataplaneError], str],
-    ) -> None:
+    def __init__(self, around: Surroundings, clock: Clock, rng: random.Random) -> None:
         self._around = around
         self._clock = clock
-        self._blame = blame
         self._backoff = Backoff(rng.uniform, first_s=0.5, cap_s=30.0)
         self.retry_at_s: float | None = None
         """None: nothing failed."""
@@ -66,8 +58,8 @@ class Standing:
         """Whether it is time to try again what failed."""
         return self.retry_at_s is not None and now_s >= self.retry_at_s
 
-    def conclude(self, failures: Sequence[DataplaneError]) -> None:
-        """Take note of what failed in a turn."""
+    def conclude(self, failures: Sequence[DataplaneError], blame: Callable[[DataplaneError], str]) -> None:
+        """Take note of what failed in a turn; `blame` names the Service, or else the part, that it is shown under."""
         around, now_s = self._around, self._clock.monotonic()
         if failures:
             if self.retry_at_s is None or now_s >= self.retry_at_s:
@@ -75,7 +67,7 @@ class Standing:
                 self.retry_at_s = now_s + wait_s
                 for error in failures[:_TOLD]:
                     _log.warning(log.RECONCILE_FAILED, error=describe(error), retry_s=round(wait_s, 1))
-            around.health.degraded |= {self._blame(error): describe(error) for error in failures}
+            around.health.degraded |= {blame(error): describe(error) for error in failures}
         elif self.retry_at_s is None or now_s >= self.retry_at_s:
             self.retry_at_s = None
             self._backoff.reset()
