@@ -228,7 +228,7 @@ class Forwarder:
         """Find the upstreams, and look at the files that name them from then on.
 
         Raises:
-            OSError: a TLS file cannot be read, or a host name does not resolve.
+            OSError: a TLS file cannot be read, or a host name does not resolve; says which, and the remedy.
         """
         if any(isinstance(target, Upstream) and target.transport == "tls" for target in self._config.upstreams):
             self._tls_context = await asyncio.to_thread(_tls_context, self._config.tls)
@@ -291,12 +291,15 @@ class Forwarder:
         server_name = target.server_name or (target.host if target.transport == "tls" else "")
         if not self._config.resolver:
             loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+            try:
+                found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+            except OSError as error:
+                raise _unresolved(target.host, error.strerror) from None
             hosts = dict.fromkeys(str(info[4][0]) for info in found)
         else:
             hosts = dict.fromkeys(await self._ask_resolver(target.host))
         if not hosts:
-            raise OSError(f"upstream {target.host} does not resolve to any address")
+            raise _unresolved(target.host, "no address")
         return tuple(target._replace(host=host, server_name=server_name) for host in hosts)
 
     async def _ask_resolver(self, host: str) -> list[str]:
@@ -417,11 +420,31 @@ class Forwarder:
         return living
 
 
+def _unresolved(host: str, reason: str | None) -> OSError:
+    return OSError(f"forward: upstream '{host}' does not resolve ({reason}); write its address, or correct the name")
+
+
 def _tls_context(paths: tuple[str, ...]) -> ssl.SSLContext:
-    """A client's context: paths are none, a CA, a certificate and its key, or these and a CA."""
+    """A client's context: paths are none, a CA, a certificate and its key, or these and a CA.
+
+    Raises:
+        OSError: one of them is not what it should be; says which.
+    """
     authority = paths[0] if len(paths) == 1 else paths[2] if len(paths) == 3 else None
-    context = ssl.create_default_context(cafile=authority)
+    try:
+        context = ssl.create_default_context(cafile=authority)
+    except OSError as error:
+        raise OSError(f"forward: tls: '{authority}': {_told(error)}; name a readable PEM file of the CA") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if len(paths) >= 2:
-        context.load_cert_chain(paths[0], paths[1])
+        try:
+            context.load_cert_chain(paths[0], paths[1])
+        except OSError as error:
+            files = f"'{paths[0]}', '{paths[1]}'"
+            remedy = "name readable PEM files of a certificate and its key"
+            raise OSError(f"forward: tls: {files}: {_told(error)}; {remedy}") from None
     return context
+
+
+def _told(error: OSError) -> str:
+    return "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else error.strerror or str(error)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -558,6 +559,22 @@ async def test_a_file_that_changes_changes_the_upstreams(tmp_path: Path) -> None
         path.unlink()
         await forwarder.reload()
         assert len(forwarder.upstreams) == 2
+
+
+@pytest.mark.parametrize(
+    ("directives", "told"),
+    [
+        ("forward . upstream.invalid", "forward: upstream 'upstream.invalid' does not resolve ("),
+        ("forward . tls://127.0.0.1 {{\n tls {0}/ca\n}}", "forward: tls: '{0}/ca': No such file or directory; name a"),
+        ("forward . tls://127.0.0.1 {{\n tls {0}/c {0}/k\n}}", "forward: tls: '{0}/c', '{0}/k': No such file or "),
+        ("forward . tls://127.0.0.1 {{\n tls {0}/text\n}}", "forward: tls: '{0}/text': not PEM, or not a pair; name"),
+    ],
+)
+async def test_what_cannot_start_names_the_culprit(tmp_path: Path, directives: str, told: str) -> None:
+    (tmp_path / "text").write_text("no certificate")
+    with pytest.raises(OSError, match=re.escape(told.format(tmp_path))):
+        async with chain(directives.format(tmp_path)):
+            pass
 
 
 async def test_a_file_without_servers_is_servfail_not_a_crash(tmp_path: Path) -> None:
