@@ -44,10 +44,10 @@ class Chain:
     `handler` answers queries for the block's zones. `services` have to be started before and closed after.
     """
 
-    def __init__(self, block: ServerBlock, env: Environment, resolve: Handler) -> None:
+    def __init__(self, block: ServerBlock, env: Environment, resolve: Handler, server: str = "") -> None:
         self.block = block
-        self.server = f"dns://:{block.keys[0].port}" if block.keys else "dns://"
-        """The label `server` of the metrics."""
+        self.server = server or _label(block)
+        """The label `server` of the plugins' metrics: where the block is served, the first place if there are more."""
         self.bufsize = block.bufsize
         """The largest UDP reply, bytes; None: what the client takes."""
         self.plugins: tuple[str, ...] = plugin_names(block)
@@ -60,6 +60,7 @@ class Chain:
         self._autopath: Autopath | None = None
         self._rewrite: Rewrite | None = None
         self._query_log: QueryLog | None = None
+        self._loadbalance: Loadbalance | None = None
         self.forwards: list[Forward] = []
         answering = self._answering(end_of_chain, env)
         self.handler: Handler = self._in_front(answering, env, resolve)
@@ -114,7 +115,8 @@ class Chain:
         if block.rewrites:
             rest = self._rewrite = Rewrite(block.rewrites, rest, resolve)
         if block.loadbalance is not None:
-            rest = Loadbalance(block.loadbalance, rest)
+            rest = self._loadbalance = balance = Loadbalance(block.loadbalance, rest)
+            self.services.append(balance)
         if block.chaos is not None:
             rest = Chaos(block.chaos, rest, env)
         if block.any:
@@ -124,7 +126,7 @@ class Chain:
         if block.local:
             rest = Local(rest)
         if block.logs:
-            rest = self._query_log = QueryLog(block.logs, rest, env, block.bufsize)
+            rest = self._query_log = QueryLog(block.logs, rest, env, block.bufsize, block.kubernetes)
         if block.errors is not None:
             errors = Errors(block.errors, rest, env)
             self.services.append(errors)
@@ -161,9 +163,10 @@ class Chain:
         block = self.block
         if (qtype == QType.ANY and block.any) or (qtype == QType.AAAA and block.dns64 is not None):
             return False
-        if block.loadbalance is not None and block.loadbalance.prefer and qtype in (QType.A, QType.AAAA, QType.SRV):
-            return False
         if self._query_log is not None and self._query_log.concerns(lower):
+            return False
+        answers = int.from_bytes(reply.counts[:2], "big")
+        if self._loadbalance is not None and self._loadbalance.concerns(qtype, answers):
             return False
         if block.local and Local.concerns(lower):
             return False
@@ -195,6 +198,11 @@ class Chain:
             return None
         reply = self.cache.prepared(lower, qtype, do=do, cd=cd, now_s=now_s)
         return reply if reply is not None and self.passes(lower, qtype, reply) else None
+
+
+def _label(block: ServerBlock) -> str:
+    host = block.bind[0] if block.bind else ""
+    return f"dns://{f'[{host}]' if ':' in host else host}:{block.keys[0].port}" if block.keys else "dns://"
 
 
 def plugin_names(block: ServerBlock) -> tuple[str, ...]:
@@ -286,7 +294,8 @@ class Router:
         try:
             return await chain.handler(query)
         except Exception as error:
-            self._env.panicked(error, query)
+            block = chain.block
+            self._env.panicked(error, query, block.debug or (block.errors is not None and block.errors.stacktrace))
             return failure("internal error")
 
 
@@ -306,11 +315,20 @@ class Listen(NamedTuple):
 class Runtime:
     """Everything a configuration becomes: chains, and routers for the sockets."""
 
-    def __init__(self, config: Config, env: Environment) -> None:
+    def __init__(self, config: Config, env: Environment, server: str = "") -> None:
+        """Nothing is started yet.
+
+        Args:
+            config: what to serve.
+            env: what plugins get.
+            server: the label `server` of metrics, where all blocks are served in one place whatever they say.
+        """
         self.config = config
         self._env = env
         self._routers: dict[Listen, Router] = {}
-        self.chains: tuple[Chain, ...] = tuple(Chain(block, env, self._resolver(block)) for block in config.blocks)
+        self.chains: tuple[Chain, ...] = tuple(
+            Chain(block, env, self._resolver(block), server) for block in config.blocks
+        )
         zones: dict[Listen, dict[bytes, Chain]] = {}
         for chain in self.chains:
             for key in chain.block.keys:

@@ -112,6 +112,10 @@ class ReloadConfig:
 class LoadbalanceConfig:
     """`loadbalance`: addresses in random order."""
 
+    weights: str = ""
+    """`weighted`: path of a file with weights of addresses, by which the first one is drawn. Empty: all are alike."""
+    reload_s: float = 30.0
+    """How often that file is looked at; 0: never again."""
     prefer: tuple[Network, ...] = ()
     """Addresses within come first."""
 

@@ -153,24 +153,27 @@ def reload(line: Directive, _context: Context) -> model.ReloadConfig:
 
 
 def loadbalance(line: Directive, context: Context) -> model.LoadbalanceConfig:
-    """`loadbalance [round_robin] { prefer CIDR… }`."""
-    for word in values.counted(line, 0)[:1]:
-        if word.text == "weighted":
-            raise Invalid(word, "policy 'weighted' is not supported in 'loadbalance'", "write round_robin")
-        values.choice(word, ("round_robin",), "policy")
-    values.counted(line, 0, 1)
+    """`loadbalance [round_robin | weighted FILE] { reload DURATION; prefer CIDR… }`."""
+    words = values.counted(line, 0, 2)
+    policy = values.choice(words[0], ("round_robin", "weighted"), "policy") if words else "round_robin"
+    weighted = policy == "weighted"
+    if weighted and len(words) < 2:
+        raise Invalid(words[0], "'weighted' names no file", "write weighted FILE")
+    if len(words) > 1 and not weighted:
+        raise Invalid(words[1], f"'{words[1].text}' cannot stand here", "remove it, or write weighted FILE")
     prefer: list[model.Network] = []
+    found: dict[str, Any] = {"weights": words[1].text} if weighted else {}
 
     def option_prefer(option: Directive) -> None:
         prefer.extend(values.network(word) for word in values.counted(option, 1))
 
-    values.options(
-        line,
-        {"prefer": option_prefer},
-        context.problems,
-        {"reload": "it belongs to 'weighted', which is not supported"},
-    )
-    return model.LoadbalanceConfig(prefer=tuple(prefer))
+    def option_reload(option: Directive) -> None:
+        if not weighted:
+            raise Invalid(option.name, "'reload' is for a file of weights", "write weighted FILE, or remove it")
+        found["reload_s"] = values.duration(values.counted(option, 1, 1)[0], "reload", high=86400)
+
+    values.options(line, {"prefer": option_prefer, "reload": option_reload}, context.problems)
+    return model.LoadbalanceConfig(prefer=tuple(prefer), **found)
 
 
 def cache(line: Directive, context: Context) -> model.CacheConfig:

@@ -160,11 +160,16 @@ def startup_timeout_s(config: Config) -> float:
 def new_environment(registry: CollectorRegistry, metrics: ServerMetrics) -> Environment:
     """What plugins get in this process."""
 
-    def panicked(error: Exception, query: object) -> None:
+    def panicked(error: Exception, query: object, trace: bool) -> None:  # noqa: FBT001 - as Environment has it
         metrics.panics.inc()
-        _log.error(log.DNS_QUERY_FAILED, error=repr(error), query=str(query))
+        _log.error(log.DNS_QUERY_FAILED, error=repr(error), query=str(query), **({"exc_info": error} if trace else {}))
 
     return Environment(counters=Counters(registry), panicked=panicked)
+
+
+def set_log_level(config: Config, otherwise: str) -> None:
+    """Log from now on as `debug` in a server block says, or the command line."""
+    log.set_level("debug" if any(block.debug for block in config.blocks) else otherwise)
 
 
 def load(options: Options) -> tuple[Corefile, Config]:
@@ -238,6 +243,7 @@ class MainProcess(ABC):
             parts: coroutines that must not end, by name.
             told: what the log says of the start.
         """
+        set_log_level(self._config, self._options.log_level)
         _log.info(log.PROCESS_STARTED, version=__version__, pid=os.getpid(), source=self._options.source, **told)
         tasks = [
             asyncio.create_task(part, name=name)
@@ -285,6 +291,7 @@ class MainProcess(ABC):
             return
         await self._apply(new)
         self._config = new
+        set_log_level(new, self._options.log_level)
         await ops.configure(self._ops, new, self._report)
         _log.info(log.DNS_CONFIG_RELOADED, digest=new.digest[:16])
 

@@ -84,7 +84,11 @@ class Engine:
         self.metrics = metrics
         self.server = server or Server(metrics)
         self._environment = dataclasses.replace(
-            environment, kubernetes=self._kubernetes, external=self._external, namespace_of=self._namespace_of
+            environment,
+            kubernetes=self._kubernetes,
+            external=self._external,
+            namespace_of=self._namespace_of,
+            pod_of=self._pod_of,
         )
         self._pods = _PodIndex()
         self._building = _Running(Config(blocks=()))
@@ -102,6 +106,10 @@ class Engine:
 
     def _namespace_of(self, address: str) -> str | None:
         return self._pods.namespace_of(address)
+
+    def _pod_of(self, address: str) -> Pod | None:
+        key = self._pods.owner_of(address)
+        return None if key is None else self.store.state.pods.get(key)
 
     @property
     def config(self) -> Config:
@@ -156,7 +164,8 @@ class Engine:
                 if block.external is not None:
                     new.externals[block.external] = block.kubernetes
             self._building = new
-            new.runtime = runtime = Runtime(config, self._environment)
+            label = server_label(next(iter(where))) if one and where else ""
+            new.runtime = runtime = Runtime(config, self._environment, label)
             await runtime.start()
             old, self._running = self._running, new
         zones = {c: new.zones[c.block.kubernetes] for c in runtime.chains if c.block.kubernetes is not None}
@@ -367,11 +376,16 @@ class _PodIndex:
 
     def namespace_of(self, address: str) -> str | None:
         """The namespace of the one pod with this address; None if there is none, several, or it is the host's."""
+        owner = self.owner_of(address)
+        return None if owner is None else owner.namespace
+
+    def owner_of(self, address: str) -> ObjectKey | None:
+        """That pod."""
         owners = self._pods.get(address, {})
         if len(owners) != 1:
             return None
         ((key, on_host),) = owners.items()
-        return None if on_host else key.namespace
+        return None if on_host else key
 
 
 def relax_memory() -> None:

@@ -73,6 +73,8 @@ class Outcome(msgspec.Struct, frozen=True):
     message: Message | None
     """None: nobody replied."""
     reason: str = ""
+    server: str = ""
+    """Whose reply it is: address and port."""
 
 
 class Attempt:
@@ -238,7 +240,7 @@ class Exchange:
                 return
             if self._waiting():
                 return
-        self._finish(Outcome(message))
+        self._finish(Outcome(message, server=server.name))
 
     def _knows_no_edns(self, server: Server, message: Message, reply: UpstreamReply) -> bool:
         """RFC 6891 §7: FORMERR or NOTIMP without OPT to a query with OPT."""

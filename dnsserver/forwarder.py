@@ -341,8 +341,13 @@ class Forwarder:
 
     # -- queries
 
-    async def ask(self, query: Query) -> Message | Refusal:
-        """The reply of an upstream, or why there is none. Identical questions under way are asked once."""
+    async def ask(self, query: Query, told: Callable[[str], object] = lambda _server: None) -> Message | Refusal:
+        """The reply of an upstream, or why there is none. Identical questions under way are asked once.
+
+        Args:
+            query: the question, and how it was asked.
+            told: gets address and port of the upstream that replied.
+        """
         config = self._config
         limit = config.max_concurrent or MAX_IN_FLIGHT
         if self._waiting >= limit:
@@ -364,6 +369,8 @@ class Forwarder:
             self._waiting -= 1
         if outcome.message is None:
             return Refusal(Rcode.SERVFAIL, outcome.reason)
+        if outcome.server:
+            told(outcome.server)
         return outcome.message
 
     async def _outcome(self, asked: Asked) -> Outcome:

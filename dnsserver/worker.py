@@ -11,13 +11,14 @@ import pickle
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import disable_created_metrics
 
 from dnsserver import link
 from dnsserver.corefile_model import Config
-from dnsserver.daemon import DRAIN_S, SWITCH_INTERVAL_S, new_environment
+from dnsserver.daemon import DRAIN_S, SWITCH_INTERVAL_S, new_environment, set_log_level
 from dnsserver.engine import Engine, relax_memory, settle_memory
 from dnsserver.metrics import ServerMetrics, snapshot
 from dnsserver.server import ListenAddress, Sockets
@@ -42,6 +43,7 @@ class _Worker:
         self._store = Store()
         self._addresses: tuple[ListenAddress, ...] = ()
         self._one = False
+        self._log_level = "info"
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -64,7 +66,7 @@ class _Worker:
         return 0
 
     async def _begin(self, start: link.Start) -> None:
-        self._now_s = start.now_s
+        self._now_s, self._log_level = start.now_s, start.log_level
         self._metrics = ServerMetrics(self._registry, __version__)
         environment = new_environment(self._registry, self._metrics)
         self._engine = Engine(self._store, self._metrics, environment, clock=lambda: self._now_s)
@@ -74,7 +76,7 @@ class _Worker:
             for a in start.addresses
         }
         self._addresses, self._one = tuple(sockets), start.one
-        await self._engine.configure(_config(start.config), self._addresses, sockets, one=self._one)
+        await self._configure(start.config, sockets)
 
     async def _obey(self, reader: asyncio.StreamReader) -> float:
         """Do as told until it is time to end; the seconds to do so in."""
@@ -105,11 +107,16 @@ class _Worker:
 
     async def _reload(self, pickled: bytes) -> None:
         try:
-            await self._engine.configure(_config(pickled), self._addresses, {}, one=self._one)
+            await self._configure(pickled, {})
         except Exception as error:  # whatever it is, what runs goes on
             self._send(link.Reloaded(str(error) or repr(error)))
         else:
             self._send(link.Reloaded(""))
+
+    async def _configure(self, pickled: bytes, sockets: Mapping[ListenAddress, Sockets]) -> None:
+        config = _config(pickled)
+        await self._engine.configure(config, self._addresses, sockets, one=self._one)
+        set_log_level(config, self._log_level)
 
     async def _tell_status(self) -> None:
         while True:

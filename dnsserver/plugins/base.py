@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +20,10 @@ from dnsserver import names
 from dnsserver.config import ExternalConfig, KubernetesConfig
 from dnsserver.counters import Counters
 from dnsserver.message import ExtendedError, Handler, Message, Query, Rcode
+from kubecore.model import Pod
+
+notes: ContextVar[dict[str, str] | None] = ContextVar("notes", default=None)
+"""What plugins have to say of the query in hand, by label (`forward/upstream`), for its log line; None: no one asks."""
 
 
 class Service(Protocol):
@@ -93,5 +98,7 @@ class Environment:
     """Makes the `k8s_external` link."""
     namespace_of: Callable[[str], str | None] = lambda _address: None
     """The namespace of the one live pod with this address (canonical text); None if no pod or a host's address."""
-    panicked: Callable[[Exception, Query], object] = lambda _error, _query: None
-    """Told of an exception that escaped a plugin: a fault of this program."""
+    pod_of: Callable[[str], Pod | None] = lambda _address: None
+    """That pod."""
+    panicked: Callable[[Exception, Query, bool], object] = lambda _error, _query, _trace: None
+    """Told of an exception that escaped a plugin, a fault of this program, and whether to log where it happened."""

@@ -15,12 +15,14 @@ import msgspec
 from dnsserver import names
 from dnsserver.cache import MAX_STALE_FAILURE_S, Cache, Entry, Kind, State, recased
 from dnsserver.corefile_model import CacheConfig, ServeStale
-from dnsserver.message import ExtendedError, Handler, Message, Prepared, QClass, Query, Rcode
+from dnsserver.message import RR, ExtendedError, Handler, Message, Prepared, QClass, Query, Rcode
 from dnsserver.plugins.base import Environment, within
 
 MAX_REFRESHES = 256
 """Renewals under way behind replies; more wait for the next hit."""
 
+
+_DNAME = 39
 
 Serves = Callable[[bytes], bool]
 """Whether a link of the chain is the one to look into the cache for a lower-case name."""
@@ -121,6 +123,9 @@ class Cached:
         if reply is None or not reply.cacheable:
             return reply
         question = query.question
+        if reply.answer and not any(_concerns(rr, question.lower) for rr in reply.answer):
+            self._drops.inc()
+            return reply
         entry, evicted = self.store.store(
             question,
             reply,
@@ -185,3 +190,9 @@ class Cached:
                 entry.retry_s = self._clock() + MAX_STALE_FAILURE_S
                 reply = None
         return reply
+
+
+def _concerns(rr: RR, lower: bytes) -> bool:
+    """Whether a record is of the name asked for, or a DNAME of one above it (RFC 6672)."""
+    owner = rr.name.lower()
+    return owner == lower or (rr.type == _DNAME and names.is_below(lower, owner))

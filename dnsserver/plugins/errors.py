@@ -21,6 +21,15 @@ class _Count:
     timer: asyncio.TimerHandle | None = None
 
 
+def duration_text(seconds: float) -> str:
+    """As Go prints a duration: 50ms, 1.5s, 5m0s, 1h0m0s."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest:g}s"
+
+
 class Errors:
     """A Handler and a Service: what was counted is written at the end of each period, and when it closes."""
 
@@ -71,5 +80,5 @@ class Errors:
             count.seen = 0
             self._write(
                 f"[{rule.level.upper()}] plugin/errors: {seen} errors like '{rule.pattern.pattern}' occurred in last "
-                f"{rule.period_s:g}s"
+                f"{duration_text(rule.period_s)}"
             )

@@ -9,7 +9,7 @@ from dnsserver.cache import recased
 from dnsserver.corefile_model import ForwardConfig
 from dnsserver.forwarder import Forwarder, Refusal
 from dnsserver.message import ExtendedError, Handler, Message, QClass, Query, Rcode
-from dnsserver.plugins.base import REFUSED, Environment, within
+from dnsserver.plugins.base import REFUSED, Environment, notes, within
 
 
 class Forward:
@@ -39,7 +39,7 @@ class Forward:
             return await self._rest(query)
         if question.qclass != QClass.IN:
             return REFUSED  # CH and others describe this server, never an upstream
-        reply = await self.forwarder.ask(query)
+        reply = await self.forwarder.ask(query, _note_upstream)
         if isinstance(reply, Refusal):
             return _refusal(reply)
         if self._passes_over(reply):
@@ -53,6 +53,12 @@ class Forward:
         if reply.rcode in self._config.next_rcodes:
             return True
         return self._config.next_on_nodata and reply.rcode == Rcode.NOERROR and not reply.answer
+
+
+def _note_upstream(server: str) -> None:
+    noted = notes.get()
+    if noted is not None:
+        noted["forward/upstream"] = server
 
 
 def _refusal(refusal: Refusal) -> Message:

@@ -416,6 +416,26 @@ async def test_keepttl() -> None:
             assert (await ask("www.test. A")).ttls == [30]
 
 
+@pytest.mark.parametrize(
+    ("lines", "dropped"),
+    [
+        ("evil.test. 300 IN A 198.51.100.66", 1),
+        ("alias.test. 300 IN CNAME www.test.\nalias.test. 300 IN A 198.51.100.66", 1),
+        ("WWW.Test. 300 IN CNAME web.test.\nweb.test. 300 IN A 192.0.2.1", 0),
+        ("test. 300 IN DNAME example.\nwww.example. 300 IN A 192.0.2.1", 0),
+    ],
+)
+async def test_replies_about_another_name_are_not_kept(lines: str, dropped: int) -> None:
+    async def lying(_server: Misbehaving, query: bytes, send: Callable[[bytes], None]) -> None:
+        send(reply_to(query, *lines.splitlines()))
+
+    async with misbehaving(lying) as upstream:
+        async with chain(f"cache 30\nforward . 127.0.0.1:{upstream.port}") as ask:
+            await ask("www.test. A")
+            assert ask.counter("coredns_cache_drops_total") == dropped
+            assert ask.counter("coredns_cache_entries", type="success") == 1 - dropped
+
+
 async def test_only_the_listed_zones_are_cached() -> None:
     async with misbehaving(honest) as upstream:
         async with chain(f"cache 30 a.test\nforward . 127.0.0.1:{upstream.port}") as ask:

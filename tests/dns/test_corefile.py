@@ -282,6 +282,20 @@ def test_operations_endpoints() -> None:
     assert default.address == Address("localhost", 9153)
 
 
+def test_loadbalance() -> None:
+    text = "loadbalance weighted /etc/weights {\n reload 5s\n prefer 10.0.0.0/8 fd00::/8\n}"
+    found = block(text).loadbalance
+    assert found is not None
+    assert (found.weights, found.reload_s, [str(n) for n in found.prefer]) == (
+        "/etc/weights",
+        5.0,
+        ["10.0.0.0/8", "fd00::/8"],
+    )
+    assert [str(b.loadbalance) for b in (block("loadbalance"), block("loadbalance round_robin"))] == 2 * [
+        "LoadbalanceConfig(weights='', reload_s=30.0, prefer=())"
+    ]
+
+
 def test_kubernetes_names_of_zones_and_clusters() -> None:
     text = "kubernetes cluster.local clusterset.local in-addr.arpa {\n multicluster Clusterset.Local\n zonal\n}"
     found = block(text).kubernetes
@@ -545,8 +559,9 @@ prometheus :99999                     | port 99999 is out of range; write 1 to 6
 reload 1s                             | interval 1s is out of range; write 2s to 86400s
 reload 30                             | interval '30' is no duration; write 30s
 loop twice                            | 'loop' takes no argument, found 1; remove the rest
-loadbalance least_conn                | 'least_conn' is no policy; one of round_robin
-loadbalance weighted file             | policy 'weighted' is not supported in 'loadbalance'; write round_robin
+loadbalance least_conn                | 'least_conn' is no policy; one of round_robin, weighted
+loadbalance weighted                  | 'weighted' names no file; write weighted FILE
+loadbalance round_robin file          | 'file' cannot stand here; remove it, or write weighted FILE
 bufsize 100                           | size 100 is out of range; write 512 to 4096
 forward .                             | 'forward' takes at least 2, found 1; add what is missing
 forward . 192.0.2.300                 | '192.0.2.300' is no upstream; write IP[:PORT], tls://IP%NAME or /etc/resolv.conf
@@ -585,6 +600,8 @@ def test_a_mistake_in_a_line(case: str) -> None:
 
 
 OPTION_MISTAKES = """
+loadbalance | reload 5s              | 'reload' is for a file of weights; write weighted FILE, or remove it
+loadbalance weighted /w | reload 5   | reload '5' is no duration; write 5s
 errors     | consolidate 5 x         | period '5' is no duration; write 5s
 errors     | consolidate 5s x louder | 'louder' is no level; one of warning, error, info, debug
 health     | lameduk 5s              | 'lameduk' is no option of 'health'; did you mean 'lameduck'?

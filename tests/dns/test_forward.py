@@ -318,6 +318,15 @@ async def test_stub_domains_and_exceptions() -> None:
             assert len(rest.queries) == 3
 
 
+async def test_the_upstream_that_replied_is_in_the_log_line() -> None:
+    async with misbehaving(honest) as upstream:
+        text = f'log . "{{name}} {{/forward/upstream}}"\ncache 30\nforward . {servers(upstream)}'
+        async with chain(text) as ask:
+            for _ in range(2):
+                await ask("www.test. A")
+    assert ask.lines[:2] == [f"[INFO] www.test. 127.0.0.1:{upstream.port}", "[INFO] www.test. -"], "the cache replied"
+
+
 # -- TCP
 
 

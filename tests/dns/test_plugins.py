@@ -7,20 +7,29 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
-from dnsserver import corefile, names, rrtext
+from dnsserver import corefile, names, records, rrtext
 from dnsserver.chain import Listen, Runtime, plugin_names
+from dnsserver.daemon import new_environment, set_log_level
 from dnsserver.message import RR, Edns, Handler, Message, Query
+from dnsserver.metrics import ServerMetrics
 from dnsserver.plugins.autopath import search_domains
 from dnsserver.plugins.base import Environment
 from dnsserver.plugins.dns64 import embed
 from dnsserver.plugins.hosts import parse
 from dnsserver.plugins.loadbalance import Loadbalance
+from dnsserver.plugins.weights import WeightFile
+from dnsserver.plugins.weights import parse as parse_weights
+from kubecore.model import Pod
 from tests.dns import notation
 from tests.dns.chains import chain
 
@@ -196,17 +205,42 @@ async def test_the_end_of_a_chain_refuses() -> None:
     assert await answered("", "other.test. A") == "REFUSED"
 
 
-async def test_a_fault_in_a_plugin_is_servfail_and_told() -> None:
+@pytest.mark.parametrize(
+    ("directives", "where"), [("", False), ("errors", False), ("errors {\n stacktrace\n}", True), ("debug", True)]
+)
+async def test_a_fault_in_a_plugin_is_servfail_and_told(directives: str, where: bool) -> None:
     async def broken(_query: Query) -> Message | None:
         raise ZeroDivisionError
 
-    told: list[Exception] = []
+    told: list[tuple[type[Exception], bool]] = []
     environment = Environment(
-        kubernetes=lambda _config, _rest: broken, panicked=lambda error, _query, _trace: told.append(error)
+        kubernetes=lambda _config, _rest: broken,
+        panicked=lambda error, _query, trace: told.append((type(error), trace)),
     )
-    async with chain(K8S, environment=environment) as ask:
+    async with chain(K8S + directives, environment=environment) as ask:
         assert (await ask("www.example.test. A")).rcode == "SERVFAIL"
-    assert [type(error) for error in told] == [ZeroDivisionError]
+    assert told == [(ZeroDivisionError, where)]
+
+
+def test_where_a_fault_happened_is_logged_if_asked_for() -> None:
+    registry = CollectorRegistry()
+    environment = new_environment(registry, ServerMetrics(registry, "test"))
+    with capture_logs() as logs:
+        for trace in (False, True):
+            environment.panicked(ZeroDivisionError("no"), notation.query("a.test. A"), trace)
+    assert ["exc_info" in entry for entry in logs] == [False, True]
+
+
+def test_debug_shows_events_of_that_level() -> None:
+    before = structlog.get_config()
+    try:
+        for text, shown in (("debug", True), ("", False)):
+            set_log_level(corefile.load(f".:53 {{\n whoami\n{text}\n}}"), "info")
+            with capture_logs() as logs:
+                structlog.get_logger().debug("a.thing.happened")
+            assert bool(logs) is shown
+    finally:
+        structlog.configure(**before)
 
 
 # -- loadbalance
@@ -254,6 +288,88 @@ def test_preferred_networks_come_first() -> None:
     for seed in range(10):
         assert balanced(lines, prefer="10.0.0.0/8", seed=seed)[0] == "A 10.0.0.1"
         assert balanced(lines, prefer="2001:db8::/32", seed=seed)[0] == "AAAA 2001:db8::1"
+
+
+WEIGHTS = """\
+# what stands below a name is its addresses
+a.test
+192.0.2.1 3
+192.0.2.2 1   # and so on
+2001:db8::1 255
+
+B.Test.
+192.0.2.1 200
+"""
+
+
+async def first_of(directives: str, times: int, asked: str = "www.example.test. A") -> Counter[str]:
+    """Which address came first how often."""
+    addresses = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+
+    async def many(query: Query) -> Message | None:
+        alias = RR(query.question.name, 5, 1, 5, query.question.name)
+        made = (alias, *(records.address(query.question.name, 5, address) for address in addresses))
+        return Message(answer=made, cacheable=False)
+
+    found: Counter[str] = Counter()
+    async with chain(K8S + directives, environment=Environment(kubernetes=lambda _config, _rest: many)) as ask:
+        for _ in range(times):
+            lines = (await ask(asked)).answered.splitlines()
+            assert lines[1].split()[3] == "CNAME"
+            assert sorted(line.split()[-1] for line in lines[2:]) == list(addresses)
+            found[lines[2].split()[-1]] += 1
+    return found
+
+
+async def test_weights_say_which_address_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text(WEIGHTS)
+    directive = f"loadbalance weighted {tmp_path / 'weights'}"
+    weighted = await first_of(directive, 3000, "A.test. A")
+    assert [round(weighted[f"192.0.2.{n}"] / 600) for n in (1, 2, 3)] == [3, 1, 1], "an address without a weight has 1"
+    unknown = await first_of(directive, 600)
+    assert max(unknown.values()) < 1.5 * min(unknown.values())
+
+
+async def test_preferred_networks_come_before_weights(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text(WEIGHTS)
+    directive = f"loadbalance weighted {tmp_path / 'weights'} {{\n prefer 192.0.2.3/32\n}}"
+    assert await first_of(directive, 20, "a.test. A") == {"192.0.2.3": 20}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("192.0.2.1 3", "weights:1: no domain name stands above this address; begin with the name"),
+        ("a.test\n192.0.2.1 0", "weights:2: '0' is no weight; write 1 to 255"),
+        ("a.test\n192.0.2.1 256", "weights:2: '256' is no weight; write 1 to 255"),
+        ("a.test\n192.0.2 1", "weights:2: '192.0.2' does not appear to be an IPv4 or IPv6 address"),
+        ("a.test b c", "weights:1: write a domain name alone, or ADDRESS WEIGHT"),
+        (None, "weights: No such file or directory; loadbalance takes its weights there"),
+    ],
+)
+async def test_weights_that_cannot_be_used_stop_the_start(tmp_path: Path, text: str | None, complaint: str) -> None:
+    if text is not None:
+        (tmp_path / "weights").write_text(text)
+    with pytest.raises(OSError, match=re.escape(complaint)):
+        async with chain(f"whoami\nloadbalance weighted {tmp_path / 'weights'}"):
+            pass
+
+
+async def test_weights_that_change_are_read_again_and_bad_ones_leave_the_old(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("a.test\n192.0.2.1 1\n")
+    weights = WeightFile(path, 0.01)
+    await weights.start()
+    try:
+        path.write_text("a.test\n192.0.2.1 20\n")
+        async with asyncio.timeout(5):
+            while weights.table != parse_weights(["a.test", "192.0.2.1 20"], ""):  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.01)
+        path.write_text("a.test\n192.0.2.1 3000\n")
+        await asyncio.sleep(0.05)
+        assert weights.table == parse_weights(["a.test", "192.0.2.1 20"], "")
+    finally:
+        await weights.close()
 
 
 # -- hosts
@@ -656,6 +772,46 @@ async def test_formats(form: str, line: str) -> None:
     assert ask.lines == [line]
 
 
+METADATA = ("kind", "namespace", "service", "endpoint", "port-name", "protocol", "cluster", "parse-error")
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ("Web.Prod.svc.cluster.local.", "svc prod web    - -"),
+        ("_http._tcp.web.prod.svc.cluster.local.", "svc prod web  http tcp - -"),
+        ("db-0.web.prod.svc.cluster.local.", "svc prod web db-0   - -"),
+        ("db-0.east.web.prod.svc.clusterset.local.", "svc prod web db-0   east -"),
+        ("_pg._tcp.web.prod.svc.clusterset.local.", "svc prod web  pg tcp  -"),
+        ("10-1-2-3.prod.pod.cluster.local.", "pod prod 10-1-2-3    - -"),
+        ("prod.svc.cluster.local.", "svc prod     - -"),
+        ("cluster.local.", "      - -"),
+        ("a.b.c.web.prod.svc.cluster.local.", "- - - - - - - invalid query name"),
+        ("www.example.test.", "- - - - - - - -"),
+    ],
+)
+async def test_what_a_cluster_name_says_is_in_the_line(asked: str, line: str) -> None:
+    fields = " ".join(f"{{/kubernetes/{label}}}" for label in METADATA)
+    directive = "kubernetes cluster.local clusterset.local {\n multicluster clusterset.local\n}\n"
+    async with chain(f'{directive}log . "{fields}"', environment=kubernetes(Zone())) as ask:
+        await ask(f"{asked} A")
+    assert ask.lines == [f"[INFO] {line}"]
+
+
+@pytest.mark.parametrize("mode", ["verified", "insecure"])
+async def test_who_asks_is_in_the_line_where_pods_are_known(mode: str) -> None:
+    form = "{/kubernetes/client-namespace} {/kubernetes/client-pod-name} {/kubernetes/client-label/app}"
+    environment = replace(kubernetes(Zone()), pod_of=lambda address: POD if address == "10.1.0.1" else None)
+    text = f'kubernetes cluster.local {{\n pods {mode}\n}}\nlog . "{form}"'
+    async with chain(text, environment=environment) as ask:
+        await ask("www.example.test. A", client="10.1.0.1")
+        await ask("www.example.test. A", client="10.1.0.2")
+    assert ask.lines == ["[INFO] prod shop-1 shop" if mode == "verified" else "[INFO] - - -", "[INFO] - - -"]
+
+
+POD = Pod("prod", "shop-1", ips=("10.1.0.1",), labels=(("app", "shop"),))
+
+
 @pytest.mark.parametrize(
     ("classes", "logged"),
     [
@@ -695,9 +851,9 @@ async def test_errors_counted_together() -> None:
             await ask(f"n{number}.test. A")
         assert ask.lines == []
         await asyncio.sleep(0.08)
-        assert ask.lines == ["[WARNING] plugin/errors: 5 errors like 'refused$' occurred in last 0.05s"]
+        assert ask.lines == ["[WARNING] plugin/errors: 5 errors like 'refused$' occurred in last 50ms"]
         await ask("x.test. A")
-    assert ask.lines[-1] == "[WARNING] plugin/errors: 1 errors like 'refused$' occurred in last 0.05s"
+    assert ask.lines[-1] == "[WARNING] plugin/errors: 1 errors like 'refused$' occurred in last 50ms"
 
 
 # -- routing

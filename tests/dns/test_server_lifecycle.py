@@ -33,6 +33,18 @@ def dnsserver(*arguments: str) -> subprocess.CompletedProcess[str]:
 # -- operations endpoints
 
 
+def test_plugins_count_under_the_address_that_is_served() -> None:
+    """The Corefile's port is another one where the command line says so."""
+    corefile = COREFILE.replace(".:{port} {{", ".:53 {{").replace(
+        "loadbalance", "loadbalance\n    cache 30\n    whoami"
+    )
+    with server(corefile=corefile) as running:
+        running.ask("www.example.org")
+        label = f'server="dns://127.0.0.1:{running.port}"'
+        assert running.metric(rf"coredns_cache_misses_total\{{{label}") == 1
+        assert running.metric(r'coredns_\w+\{.*server="dns://:53"') == 0
+
+
 def test_health_ready_and_metrics() -> None:
     with server(more="    cache 30\n    forward . 127.0.0.1:9\n") as running:
         assert running.get(running.health, "/health") == (200, "OK")
