@@ -36,8 +36,8 @@ metadata: {{name: web, namespace: default}}
 subsets: [{{addresses: [{addresses}], ports: [{{port: 8080}}]}}]
 """
 PROMISED_S = 1.0
-SLACK_S = 1.0
-"""The guest's one CPU is shared with the test's own clients, and its host with other tests."""
+SLACK_S = 4.0
+"""The guest's one CPU is shared with the test's own clients, and its host with whatever else it does."""
 
 
 def test_edits_and_a_new_node_address(net: Net, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from tests.lab.kernel.net import Host, Net, Process
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 _VARYING = re.compile(r"(?<=id: )\d+")
+_QUESTIONS = ("dig ", "ip route show ")
+_SLACK_S = 4.0
 _STARTED = {"ipvsproxy": "ipvsproxy.reconciler.started", "dnsserver": "process.daemon.started"}
 
 
@@ -113,8 +116,15 @@ def test_on_a_machine(net: Net, tmp_path: Path) -> None:
             continue
         if command.line == "ipvsproxy cleanup":
             assert running["ipvsproxy"].stop() == 0
-        assert normal(_run(box, command.line, tmp_path)) == normal(command.output), command.line
+        _await_output(box, command, tmp_path)
     assert box.ipvs_rules() == []
+
+
+def _await_output(box: Host, command: Command, cwd: Path) -> None:
+    """Runs it once; a question is asked again for a while, as the second of the README may not be enough when busy."""
+    deadline = time.monotonic() + (_SLACK_S if command.line.startswith(_QUESTIONS) else 0.0)
+    while (seen := normal(_run(box, command.line, cwd))) != normal(command.output):
+        assert time.monotonic() < deadline, f"{command.line} prints {seen}"
 
 
 def _run(box: Host, line: str, cwd: Path) -> list[str]:
@@ -139,6 +149,10 @@ def test_manifests(tmp_path: Path) -> None:
         check=True,
     )
     assert plan.stdout == "-A -t 10.96.1.81:11211 -s mh -b mh-port\n"
+
+
+def test_number_of_plugins() -> None:
+    assert f"Corefile: {len(corefile.PLUGINS)} of its plugins" in README
 
 
 def test_corefile(tmp_path: Path) -> None:

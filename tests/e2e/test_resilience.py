@@ -72,7 +72,7 @@ def test_api_server_away_for_half_a_minute(cluster: Cluster) -> None:
     with lookups(cluster) as met:
         cluster.call(api.faults, {"action": "restart", "down_s": OUTAGE_S, "lose_history": True}, host="control")
         time.sleep(OUTAGE_S / 2)
-        assert "web-4" in servers(cluster.host("client").connect(WEB, count=8))
+        assert "web-4" in servers(cluster.host("client").connect(WEB, count=24))
         assert set(cluster.dig("client", NAME)) == {"10.96.20.1"}
         time.sleep(OUTAGE_S / 2 + 1)
         cluster.call(api.apply, [LATE])
@@ -98,6 +98,6 @@ def _until_resolved(cluster: Cluster, name: str, address: str) -> None:
 
 def _until_left(cluster: Cluster, target: str, pod: str) -> None:
     deadline = time.monotonic() + CATCH_UP_S
-    while pod in servers(cluster.host("outside").connect(target, count=8)):
+    while pod in servers(cluster.host("outside").connect(target, count=24)):
         assert time.monotonic() < deadline, f"{target} still leads to {pod} after {CATCH_UP_S:g} s"
         time.sleep(0.5)
