@@ -60,8 +60,8 @@ KUBE_PROXY_FIELDS: dict[str, Field] = {
         v.positive_duration_s, "config_sync_period_s", "config-sync-period", "accepted; a watch needs no resync"
     ),
     "clientConnection.kubeconfig": Field(v.text, "client.kubeconfig", "kubeconfig", "credentials; default: in-cluster"),
-    "clientConnection.qps": Field(v.number, "client.qps", "kube-api-qps", "accepted; of no effect"),
-    "clientConnection.burst": Field(v.integer(0, _MAX), "client.burst", "kube-api-burst", "accepted; of no effect"),
+    "clientConnection.qps": Field(v.number, "client.qps", "kube-api-qps", "requests a second to the API server"),
+    "clientConnection.burst": Field(v.integer(0, _MAX), "client.burst", "kube-api-burst", "requests to it at once"),
     "iptables.masqueradeAll": Field(v.boolean, "masquerade_all", "masquerade-all", "masquerade all to ClusterIPs"),
     "iptables.masqueradeBit": Field(
         v.integer(0, 31), "masquerade_bit", "iptables-masquerade-bit", "bit of the packet mark", empty_is_default=False

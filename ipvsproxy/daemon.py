@@ -25,7 +25,7 @@ from ipvsproxy.dataplane import DataPlane, DataplaneError
 from ipvsproxy.events import EventRecorder, Regarding
 from ipvsproxy.health import ProxyHealth
 from ipvsproxy.healthserver import ServiceHealthServers, healthz_routes
-from ipvsproxy.metrics import ProxyMetrics, TableCollector, VirtualServerCollector
+from ipvsproxy.metrics import ApiMetrics, HealthCollector, ProxyMetrics, TableCollector, VirtualServerCollector
 from ipvsproxy.model import Problem, Scheduler
 from ipvsproxy.profiling import profiling_routes
 from ipvsproxy.reconciler import Reconciler
@@ -98,10 +98,14 @@ class Daemon:
             around=around,
             clock=time,
         )
+        self._levels = new_registry()
+        self._levels.register(HealthCollector(self._probes))
         limit = config.additions.metrics_max_virtual_servers
         self._registry.register(VirtualServerCollector(self.reconciler.owned, limit))
         self._registry.register(TableCollector(self.reconciler.table_sizes))
         self._registry.register(StoreCollector(self.store))
+        if client is not None:
+            client.observe = ApiMetrics(self._registry).observe
         self._ops = OpsServer()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -154,11 +158,17 @@ class Daemon:
     def _metrics_routes(self) -> list[web.RouteDef]:
         return [
             metrics_route(self._registry, before=self._read_counters),
+            metrics_route(self._levels, path="/metrics/slis"),
             text_route("/healthz", lambda: (200, "ok")),
             text_route("/proxyMode", lambda: (200, "ipvs")),
             text_route("/configz", lambda: (200, _configz(self._config))),
             *(profiling_routes() if self._config.profiling else ()),
         ]
+
+    def _probes(self) -> dict[str, bool]:
+        health = self._health.check(time.time())
+        families = {f"IPv{family}": status.healthy for family, status in health.families.items()}
+        return {**families, "node": health.node_eligible}
 
     async def _read_counters(self) -> None:
         """Bring the counters of our virtual servers up to date for a scrape; a kernel that refuses leaves old ones."""

@@ -35,7 +35,7 @@ class Health:
     healthy: bool
     node_eligible: bool
     updated_s: float
-    """When the family that is furthest behind was last in step; `now_s` while healthy."""
+    """When the family that is furthest behind was last in step."""
     families: dict[Family, FamilyStatus]
     degraded: dict[str, str]
     """What could not be programmed and is retried: object → reason. Does not make the node unhealthy."""
@@ -87,7 +87,7 @@ class ProxyHealth:
             for family, state in self._families.items()
         }
         healthy = all(status.healthy for status in families.values())
-        behind = min((s.updated_s for s in families.values() if not s.healthy), default=now_s)
+        behind = min((s.updated_s for s in families.values()), default=now_s)
         return Health(
             healthy=healthy,
             node_eligible=self.node_eligible,

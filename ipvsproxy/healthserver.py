@@ -35,8 +35,10 @@ def rfc3339(seconds: float) -> str:
 
 
 def healthz_body(health: Health, now_s: float, *, with_node: bool) -> bytes:
-    """JSON of /healthz (`with_node`) or /livez."""
-    body: dict[str, object] = {"lastUpdated": rfc3339(health.updated_s), "currentTime": rfc3339(now_s)}
+    """JSON of /healthz (`with_node`) or /livez; `lastUpdated` is now in a good answer, the true time in a bad one."""
+    good = health.healthy and (health.node_eligible or not with_node)
+    updated_s = now_s if good else health.updated_s
+    body: dict[str, object] = {"lastUpdated": rfc3339(updated_s), "currentTime": rfc3339(now_s)}
     if with_node:
         body["nodeEligible"] = health.node_eligible
     body["healthy"] = health.healthy

@@ -12,9 +12,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ipvsproxy.model import ActualVirtualServer, VirtualServerKey
+from kubecore.api import Exchange
 from kubecore.model import Family
 
 SYNC_BUCKETS = tuple(0.001 * 2**n for n in range(15))
+REST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
 PROGRAMMING_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
 
 
@@ -145,6 +147,55 @@ class ProxyMetrics:
         """Changes of our table failed; it holds both families."""
         for label in self._families:
             self.table_failures.labels(label).inc(times)
+
+
+class ApiMetrics:
+    """Requests to the API server, under client-go's names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "rest_client_requests",
+            "Requests to the API server; code is <error> where there was no answer",
+            ["code", "method", "host"],
+            registry=registry,
+        )
+        self._waited, self._took = (
+            Histogram(f"rest_client_{name}", text, ["verb", "host"], buckets=REST_BUCKETS, registry=registry)
+            for name, text in (
+                ("rate_limiter_duration_seconds", "Time a request waited for its turn (clientConnection.qps, burst)"),
+                ("request_duration_seconds", "Time from a request to the beginning of its answer"),
+            )
+        )
+
+    def observe(self, exchange: Exchange) -> None:
+        """Count one request."""
+        self._requests.labels(str(exchange.status or "<error>"), exchange.method, exchange.host).inc()
+        self._waited.labels(exchange.method, exchange.host).observe(exchange.waited_s)
+        self._took.labels(exchange.method, exchange.host).observe(exchange.took_s)
+
+
+class HealthCollector(Collector):
+    """The probes as metrics, for /metrics/slis (KEP-3466).
+
+    Args:
+        read: outcome of each probe by name.
+    """
+
+    def __init__(self, read: Callable[[], dict[str, bool]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: made at scrape time."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """1 for what is well."""
+        gauge = GaugeMetricFamily(
+            "kubernetes_healthcheck", "1: this probe is well (only at /metrics/slis)", labels=["name", "type"]
+        )
+        for name, good in self._read().items():
+            gauge.add_metric([name, "healthz"], int(good))
+        yield gauge
 
 
 class TableCollector(Collector):

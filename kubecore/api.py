@@ -115,7 +115,7 @@ class ApiClient:
         self.access = access
         self._host = URL(access.server).authority
         self._throttle = Throttle(limits or Limits())
-        self._observe = observe
+        self.observe = observe
         self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
         self._transport: _Transport | None = None
         self._retired: list[_Transport] = []
@@ -220,7 +220,7 @@ class ApiClient:
                             )
                         status = answer.response.status
                     finally:
-                        self._observe(Exchange(method, self._host, status, waited_s, time.monotonic() - began_s))
+                        self.observe(Exchange(method, self._host, status, waited_s, time.monotonic() - began_s))
                 response: aiohttp.ClientResponse = answer.response
                 try:
                     if response.status == 401 and attempt == 1 and self.access.credentials.refused():

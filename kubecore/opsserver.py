@@ -217,8 +217,10 @@ async def render_metrics(source: FamilySource) -> bytes:
     return b"".join(parts)
 
 
-def metrics_route(source: FamilySource, *, before: Callable[[], Awaitable[None]] | None = None) -> web.RouteDef:
-    """GET /metrics in Prometheus' text format; `before` brings figures up to date first."""
+def metrics_route(
+    source: FamilySource, *, before: Callable[[], Awaitable[None]] | None = None, path: str = "/metrics"
+) -> web.RouteDef:
+    """GET `path` in Prometheus' text format; `before` brings figures up to date first."""
 
     async def metrics(_: web.BaseRequest) -> web.Response:
         if before is not None:
@@ -226,7 +228,7 @@ def metrics_route(source: FamilySource, *, before: Callable[[], Awaitable[None]]
         body = await render_metrics(source)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    return web.RouteDef("GET", "/metrics", metrics, {})
+    return web.RouteDef("GET", path, metrics, {})
 
 
 Check = Callable[[], tuple[int, str]]

@@ -87,6 +87,7 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
     from kubecore.files import FileSource  # noqa: PLC0415
     from kubecore.reflector import Reflector  # noqa: PLC0415
     from kubecore.store import Source  # noqa: PLC0415
+    from kubecore.throttle import Limits  # noqa: PLC0415
 
     findings = await check(config)
     for line in findings.warnings:
@@ -99,7 +100,8 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
     source: Source
     if args.source == CLUSTER:
         access = load_access(kubeconfig=config.client.kubeconfig, server=config.client.server)
-        client = ApiClient(access, user_agent="ipvsproxy")
+        limits = Limits(config.client.qps, config.client.burst)
+        client = ApiClient(access, user_agent="ipvsproxy", limits=limits)
         source = Reflector(client, WATCHED)
     else:
         source = FileSource(args.source, WATCHED)

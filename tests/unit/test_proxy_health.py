@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import socket
 from typing import Any
 
@@ -13,7 +14,7 @@ from aiohttp import web
 
 from ipvsproxy.events import EventRecorder, Regarding
 from ipvsproxy.health import TAINT_TO_BE_DELETED, ProxyHealth
-from ipvsproxy.healthserver import ServiceHealthServers, healthz_routes
+from ipvsproxy.healthserver import ServiceHealthServers, healthz_body, healthz_routes, rfc3339
 from kubecore.model import ObjectKey
 
 WEB = ObjectKey("default", "web")
@@ -101,6 +102,28 @@ async def test_healthz_needs_an_eligible_node_and_livez_does_not() -> None:
     assert (status, body["healthy"]) == (200, True)
     assert "nodeEligible" not in body
     assert counted == [("livez", 200)]
+
+
+@pytest.mark.parametrize(
+    ("with_node", "eligible", "queued", "last_updated"),
+    [
+        (True, True, False, 1500.0),
+        (True, False, False, 1000.0),
+        (False, False, False, 1500.0),
+        (True, True, True, 1000.0),
+        (False, True, True, 1000.0),
+    ],
+)
+def test_last_updated_is_now_while_the_answer_is_good(
+    *, with_node: bool, eligible: bool, queued: bool, last_updated: float
+) -> None:
+    health = known_node()
+    health.node_known = eligible
+    if queued:
+        health.queued(1000.0)
+    body = json.loads(healthz_body(health.check(1500.0), 1500.0, with_node=with_node))
+    assert body["lastUpdated"] == rfc3339(last_updated)
+    assert body["status"]["IPv4"]["lastUpdated"] == rfc3339(1000.0)
 
 
 async def test_what_is_degraded_is_named_and_does_not_fail_the_probe() -> None:

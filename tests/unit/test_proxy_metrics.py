@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from ipvsproxy.metrics import ProxyMetrics, VirtualServerCollector
+from ipvsproxy.metrics import ApiMetrics, HealthCollector, ProxyMetrics, VirtualServerCollector
 from ipvsproxy.model import (
     ActualRealServer,
     ActualVirtualServer,
@@ -16,6 +16,7 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
+from kubecore.api import Exchange
 from kubecore.model import Protocol
 
 KUBE_PROXY_NAMES = """
@@ -78,3 +79,25 @@ def test_a_mark_has_no_address() -> None:
         'ipvsproxy_virtual_server_active_connections{address="fwmark:0x2a",protocol="",service="default/web:http"} 2.0'
     )
     assert expected in text
+
+
+def test_requests_to_the_api_server_have_client_gos_names() -> None:
+    registry = CollectorRegistry()
+    api = ApiMetrics(registry)
+    api.observe(Exchange("GET", "127.0.0.1:6443", 200, 0.0, 0.01))
+    api.observe(Exchange("POST", "127.0.0.1:6443", 0, 0.0, 10.0))
+    text = generate_latest(registry).decode()
+    for line in (
+        'rest_client_requests_total{code="200",host="127.0.0.1:6443",method="GET"} 1.0',
+        'rest_client_requests_total{code="<error>",host="127.0.0.1:6443",method="POST"} 1.0',
+        'rest_client_request_duration_seconds_bucket{host="127.0.0.1:6443",le="0.025",verb="GET"} 1.0',
+        'rest_client_request_duration_seconds_bucket{host="127.0.0.1:6443",le="8.0",verb="POST"} 0.0',
+    ):
+        assert line in text.splitlines()
+
+
+def test_probes_as_metrics() -> None:
+    registry = CollectorRegistry()
+    registry.register(HealthCollector(lambda: {"IPv4": True, "node": False}))
+    assert registry.get_sample_value("kubernetes_healthcheck", {"name": "IPv4", "type": "healthz"}) == 1
+    assert registry.get_sample_value("kubernetes_healthcheck", {"name": "node", "type": "healthz"}) == 0
