@@ -219,6 +219,10 @@ class _Stream:
             await self._task
 
 
+_SURPLUS_S = 1.0
+"""How long more connections than wanted may be idle."""
+
+
 class Pool:
     """Sockets of both kinds to one upstream, opened as needed, closed when idle for `expire_s`."""
 
@@ -241,6 +245,8 @@ class Pool:
         self.server_name = server_name or address.host
         self._expire_s = expire_s
         self._max_idle = max_idle
+        period_s = expire_s / 2 if not max_idle else min(expire_s / 2, _SURPLUS_S)
+        self._period_s = max(period_s, 0.05)
         self._sockets: list[_Udp] = []
         self._retired: list[_Udp] = []
         self._streams: list[_Stream] = []
@@ -268,7 +274,7 @@ class Pool:
         socket_ = self._stream() if stream or self.encrypted else self._udp()
         query_id = socket_.send(attempt)
         if self._sweeper is None:
-            self._sweeper = self.loop.call_later(max(self._expire_s, 0.05), self._sweep)
+            self._sweeper = self.loop.call_later(self._period_s, self._sweep)
         pending = socket_.pending
 
         def forget() -> None:
@@ -344,11 +350,13 @@ class Pool:
             if now_s - sock.last_s >= self._expire_s or index < surplus:
                 self._sockets.remove(sock)
                 sock.close()
-        for stream in list(self._streams):
-            if not stream.pending and now_s - stream.last_s >= self._expire_s:
+        streams = [s for s in self._streams if not s.pending]
+        surplus = len(streams) - self._max_idle if self._max_idle else 0
+        for index, stream in enumerate(streams):
+            if now_s - stream.last_s >= self._expire_s or index < surplus:
                 stream.abort()
         if self.open_sockets:
-            self._sweeper = self.loop.call_later(max(self._expire_s / 2, 0.05), self._sweep)
+            self._sweeper = self.loop.call_later(self._period_s, self._sweep)
 
     async def close(self) -> None:
         """Close every socket; attempts under way fail."""

@@ -445,6 +445,26 @@ async def test_only_the_listed_zones_are_cached() -> None:
             assert len(upstream.queries) == 3
 
 
+async def test_halves_that_are_disabled_for_a_zone() -> None:
+    async def denying(server: Misbehaving, query: bytes, send: Callable[[bytes], None]) -> None:
+        if b"gone" in query:
+            soa = "test. 300 IN SOA ns.test. h.test. 1 7200 1800 86400 300"
+            send(reply_to(query, rcode="NXDOMAIN", authority=(soa,)))
+        else:
+            await honest(server, query, send)
+
+    options = "disable success a.test\n disable denial b.test"
+    async with misbehaving(denying) as upstream:
+        async with chain(f"cache 30 {{\n {options}\n}}\nforward . 127.0.0.1:{upstream.port}") as ask:
+            asked = {}
+            for name in ("www.a.test.", "gone.a.test.", "www.b.test.", "gone.b.test."):
+                before = len(upstream.queries)
+                for _ in range(3):
+                    await ask(f"{name} A")
+                asked[name] = len(upstream.queries) - before
+    assert asked == {"www.a.test.": 3, "gone.a.test.": 1, "www.b.test.": 1, "gone.b.test.": 3}
+
+
 async def test_what_this_server_knows_itself_is_never_cached() -> None:
     async with chain(
         'cache 30\nhosts /dev/null {\n 192.0.2.1 a.test\n}\ntemplate IN TXT {\n answer "{{ .Name }} 60 IN TXT x"\n}'

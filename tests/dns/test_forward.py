@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dns.edns
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
@@ -219,6 +220,49 @@ async def test_an_upstream_is_down_after_max_fails_and_up_after_a_probe() -> Non
             probes = [q for q in first.queries if q[12:][:1] == b"\0"]
             assert probes, "the probe is for the root"
             assert probes[0][13:17] == b"\0\x02\0\x01"
+
+
+async def test_what_probes_ask() -> None:
+    async def failing_first(server: Misbehaving, query: bytes, send: Send) -> None:
+        if len(server.queries) > 1:
+            await honest(server, query, send)
+
+    async with misbehaving(failing_first) as first, misbehaving(honest) as second:
+        options = "policy sequential\n health_check 30ms no_rec domain probe.test\n max_fails 1"
+        async with chain(f"forward . {servers(first, second)} {{\n {options}\n}}") as ask:
+            ask.upstream(0).failed("no reply in time")
+            for _ in range(100):
+                await asyncio.sleep(0.02)
+                if not ask.upstream(0).down:
+                    break
+            assert not ask.upstream(0).down
+            probe = dns.message.from_wire(first.queries[0])
+            assert probe.question[0].to_text() == "probe.test. IN NS"
+            assert not probe.flags & dns.flags.RD
+
+
+@pytest.mark.parametrize(("option", "rcode"), [("", "NOERROR"), ("max_connect_attempts 1", "SERVFAIL")])
+async def test_how_many_upstreams_are_tried(option: str, rcode: str) -> None:
+    async with misbehaving(honest) as second:
+        text = f"forward . 127.0.0.1:{peers.free_port()} {servers(second)} {{\n policy sequential\n {option}\n}}"
+        async with chain(text) as ask:
+            assert (await ask("www.test. A")).rcode == rcode
+
+
+@pytest.mark.parametrize("option", ["", "force_tcp"])
+async def test_more_idle_connections_than_wanted_are_closed(option: str) -> None:
+    async with misbehaving(slow(0.1)) as upstream:
+        async with chain(f"forward . {servers(upstream)} {{\n max_idle_conns 1\n {option}\n}}") as ask:
+            pool = ask.upstream(0).pool
+            asking = asyncio.gather(*(ask(f"n{number}.test. A") for number in range(100)))
+            await asyncio.sleep(0.05)
+            assert pool.open_sockets > 1
+            await asking
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                if pool.open_sockets == 1:
+                    break
+            assert pool.open_sockets == 1
 
 
 async def test_max_fails_0_never_gives_up_an_upstream() -> None:

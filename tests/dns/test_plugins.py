@@ -25,6 +25,7 @@ from dnsserver.metrics import ServerMetrics
 from dnsserver.plugins.autopath import search_domains
 from dnsserver.plugins.base import Environment
 from dnsserver.plugins.dns64 import embed
+from dnsserver.plugins.errors import duration_text
 from dnsserver.plugins.hosts import parse
 from dnsserver.plugins.loadbalance import Loadbalance
 from dnsserver.plugins.weights import WeightFile
@@ -842,6 +843,23 @@ async def test_errors() -> None:
     async with chain("errors\nforward . 127.0.0.1:1") as ask:
         await ask("Www.test. AAAA")
     assert ask.lines == ["[ERROR] plugin/errors: 2 www.test. AAAA: Connection refused"]
+
+
+async def test_the_first_of_several_errors_is_shown() -> None:
+    text = 'errors {\n consolidate 30s "refused$" info show_first\n}\nforward . 127.0.0.1:1'
+    async with chain(text) as ask:
+        for number in range(3):
+            await ask(f"n{number}.test. A")
+        assert ask.lines == ["[INFO] plugin/errors: 2 n0.test. A: Connection refused"]
+    assert ask.lines[1:] == ["[INFO] plugin/errors: 2 errors like 'refused$' occurred in last 30s"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.05, "50ms"), (1.5, "1.5s"), (30, "30s"), (300, "5m0s"), (3600, "1h0m0s"), (5445, "1h30m45s")],
+)
+def test_durations_are_written_as_elsewhere(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
 
 
 async def test_errors_counted_together() -> None:
