@@ -37,7 +37,7 @@ DOCS = ROOT / "docs"
 NOTE = "<!-- Made by `python -m tools.reference` from the code; do not edit. -->\n"
 SWITCHES = {
     "any": "Queries of type ANY get a short answer instead of everything (RFC 8482).",
-    "debug": "Accepted; faults are logged in any case.",
+    "debug": "Events of level debug are logged, and of a fault where it happened.",
     "local": "`localhost`, its reverse names and the names below are answered here (RFC 6761).",
     "loop": "Forwarding that leads back to this server is found out; it goes on serving the rest.",
     "minimal": "Authority and additional sections are left out of successful replies.",
