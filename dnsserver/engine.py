@@ -25,6 +25,7 @@ from dnsserver.metrics import ServerMetrics
 from dnsserver.plugins.base import Environment
 from dnsserver.plugins.k8s_external import KubernetesExternal
 from dnsserver.plugins.kubernetes import Kubernetes
+from dnsserver.podindex import PodIndex
 from dnsserver.server import ListenAddress, Server, Service, Sockets, server_label
 from dnsserver.zone import Invalidation, Zone
 from kubecore.model import ObjectKey, Pod
@@ -90,7 +91,7 @@ class Engine:
             namespace_of=self._namespace_of,
             pod_of=self._pod_of,
         )
-        self._pods = _PodIndex()
+        self._pods = PodIndex()
         self._building = _Running(Config(blocks=()))
         self._patient_until_s = 0.0
         self._waiting = 0
@@ -105,11 +106,14 @@ class Engine:
     # -- what others ask
 
     def _namespace_of(self, address: str) -> str | None:
-        return self._pods.namespace_of(address)
+        pod = self._pod_of(address)
+        return None if pod is None else pod.namespace
 
     def _pod_of(self, address: str) -> Pod | None:
-        key = self._pods.owner_of(address)
-        return None if key is None else self.store.state.pods.get(key)
+        """The one pod with this address; None if there is none, several, or it is the host's."""
+        owners = self._pods.owners(address)
+        pod = self.store.state.pods.get(owners[0]) if len(owners) == 1 else None
+        return None if pod is None or pod.host_network else pod
 
     @property
     def config(self) -> Config:
@@ -292,7 +296,8 @@ class Engine:
                     zone.imports.serial = int(now_s)
                 tell(zone, invalidation)
             for key in part.pods:
-                self._pods.put(key, self.store.state.pods.get(key))
+                pod = self.store.state.pods.get(key)
+                self._pods.put(key, pod.ips if pod else ())
             self._observe_programming(part)
             self.metrics.slice_duration.observe(time.perf_counter() - began_s)
             await asyncio.sleep(0)
@@ -353,39 +358,6 @@ def _key(address: ListenAddress, routers: Mapping[Listen, Router]) -> Listen:
     """Under which name the configuration has an address: the wildcards have none."""
     named = Listen(address.host, address.port)
     return named if named in routers else Listen("", address.port)
-
-
-class _PodIndex:
-    """Whose address it is, for search paths by the namespace of the pod that asks."""
-
-    def __init__(self) -> None:
-        self._pods: dict[str, dict[ObjectKey, bool]] = {}
-        self._known: dict[ObjectKey, tuple[str, ...]] = {}
-
-    def put(self, key: ObjectKey, pod: Pod | None) -> None:
-        """Take in what became of a pod."""
-        for address in self._known.pop(key, ()):
-            owners = self._pods[address]
-            del owners[key]
-            if not owners:
-                del self._pods[address]
-        if pod is not None:
-            self._known[key] = pod.ips
-            for address in pod.ips:
-                self._pods.setdefault(address, {})[key] = pod.host_network
-
-    def namespace_of(self, address: str) -> str | None:
-        """The namespace of the one pod with this address; None if there is none, several, or it is the host's."""
-        owner = self.owner_of(address)
-        return None if owner is None else owner.namespace
-
-    def owner_of(self, address: str) -> ObjectKey | None:
-        """That pod."""
-        owners = self._pods.get(address, {})
-        if len(owners) != 1:
-            return None
-        ((key, on_host),) = owners.items()
-        return None if on_host else key
 
 
 def relax_memory() -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from dnsserver import names
 from dnsserver.config import KubernetesConfig, PodsMode
 from dnsserver.imports import Imports, import_names
+from dnsserver.podindex import PodIndex
 from dnsserver.reverse import AddressIndex
 from dnsserver.services import ServiceNames, answers_alike, differing_pairs, slice_pairs, slices_alike
 from kubecore.model import EndpointSlice, ObjectKey, Pod, Resource
@@ -32,14 +33,6 @@ class Invalidation(NamedTuple):
     def __bool__(self) -> bool:
         """Whether there is anything to drop."""
         return self.everything or bool(self.tags)
-
-
-class _PodAddresses(NamedTuple):
-    addresses: frozenset[str]
-    host_network: bool
-
-
-_NO_ADDRESSES = _PodAddresses(frozenset(), host_network=False)
 
 
 class Zone:
@@ -64,8 +57,7 @@ class Zone:
         self._services: dict[ObjectKey, ServiceNames] = {}
         self._service_counts: dict[str, int] = {}
         self._namespaces: dict[str, bool] = {}
-        self._pods: dict[ObjectKey, _PodAddresses] = {}
-        self._pod_keys: dict[str, tuple[ObjectKey, ...]] = {}
+        self._pods = PodIndex()
         self._cluster_ips = AddressIndex()
         self._endpoint_ips = AddressIndex()
         self._external_ips = AddressIndex()
@@ -128,18 +120,7 @@ class Zone:
 
     def has_pod(self, namespace: str, address: str) -> bool:
         """Whether a live pod of that namespace has the address. Known in the verified mode only."""
-        return any(key.namespace == namespace for key in self._pod_keys.get(address, ()))
-
-    def namespace_of(self, address: str) -> str | None:
-        """The namespace of the pods that have this address for themselves; None: no pod, a node's, or ambiguous.
-
-        Known in the verified mode only.
-        """
-        keys = self._pod_keys.get(address, ())
-        spaces = {key.namespace for key in keys}
-        if len(spaces) != 1 or any(self._pods[key].host_network for key in keys):
-            return None
-        return spaces.pop()
+        return any(key.namespace == namespace for key in self._pods.owners(address))
 
     def service_of_ip(self, address: str) -> ServiceNames | None:
         """The Service with this ClusterIP; of several (one is going) the first by name."""
@@ -283,19 +264,8 @@ class Zone:
             return
         labels = self.config.labels
         live = pod is not None and pod.phase not in _GONE_PHASES and (labels is None or labels.matches(pod.labels))
-        new = _PodAddresses(frozenset(pod.ips), pod.host_network) if pod is not None and live else _NO_ADDRESSES
-        old = self._pods.pop(key, _NO_ADDRESSES)
-        if new.addresses:
-            self._pods[key] = new
-        if old.addresses == new.addresses:
-            return
-        for address in new.addresses - old.addresses:
-            self._pod_keys[address] = (*self._pod_keys.get(address, ()), key)
-        for address in old.addresses - new.addresses:
-            left = tuple(other for other in self._pod_keys.pop(address) if other != key)
-            if left:
-                self._pod_keys[address] = left
-        if tags is not None:
+        changed = self._pods.put(key, pod.ips if pod is not None and live else ())
+        if changed and tags is not None:
             tags.update(_container(key.namespace, b"\x03pod", zone) for zone in self._forward)
 
     def _put_service(self, key: ObjectKey, new: ServiceNames | None, tags: set[bytes], shared: set[bytes]) -> bool:
