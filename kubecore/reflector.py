@@ -109,6 +109,7 @@ class Reflector:
                     body = await _read_some(answer, _ERROR_BODY_BYTES)
                     return session.refused(answer.status, body, answer.retry_after_s, self._clock())
                 narrator.opened()
+                store.note_alive(session.watched.resource)
                 store.apply_all(session.opened(self._clock()))
                 return await self._take_in(session, answer, store, deadline)
         except TimeoutError:

@@ -104,6 +104,9 @@ class Reason(Enum):
     """The last page arrived."""
     ENDED = "ended"
     """The server ended the stream, as it does every few minutes."""
+    QUIET = "quiet"
+    """Not a byte since the watch began: nothing happened and the server has no bookmark to send (its version of the
+    resource has to move for that); or the connection is dead, or our version ahead of the server's. A look tells."""
     EXPIRED = "expired"
     """410: our resourceVersion (or continue token) is compacted away; list again."""
     AHEAD = "ahead"
@@ -128,7 +131,7 @@ class Reason(Enum):
     """No connection, or one that broke."""
 
 
-ORDERLY = frozenset({Reason.PAGE, Reason.LISTED, Reason.ENDED})
+ORDERLY = frozenset({Reason.PAGE, Reason.LISTED, Reason.ENDED, Reason.QUIET})
 """Reasons that are no failure."""
 
 
@@ -149,6 +152,7 @@ class _Mode(Enum):
     STREAM_LIST = "a watch that begins with the list"
     PAGES = "a list in pages"
     WATCH = "a watch from a known version"
+    LOOK = "a page for the sake of the version it is of"
 
 
 class _Status(msgspec.Struct):
@@ -166,7 +170,8 @@ WAITS_S = (0.8, 30.0)
 HEALTHY_S = 5.0
 """A stream that lived so long has worked: the back-off begins anew and the next request needs no wait."""
 WATCH_SILENCE_S = 150.0
-"""API servers send a bookmark about once a minute; two missed ones and the connection counts as dead."""
+"""API servers send a bookmark about once a minute, if they have any; two missed ones and the connection counts as
+dead."""
 LIST_SILENCE_S = 30.0
 """A list under way has no reason to pause: API servers give up on a request after 60 s."""
 _WATCH_TIMEOUT_S = (300.0, 600.0)
@@ -212,6 +217,8 @@ class WatchSession:
         self._relisted = False
         """Listed anew since a stream last lasted."""
         self._opened_s: float | None = None
+        self._heard = False
+        """A byte of this request's answer arrived."""
         self._listed = False
         self._lines = LineSplitter()
         self._body: list[bytes] = []
@@ -219,7 +226,7 @@ class WatchSession:
     @property
     def listing(self) -> bool:
         """Whether a full list is under way; until it is complete the state may lack or still hold objects."""
-        return self._mode is not _Mode.WATCH
+        return self._mode in {_Mode.STREAM_LIST, _Mode.PAGES}
 
     @property
     def resource_version(self) -> str:
@@ -238,12 +245,15 @@ class WatchSession:
         self.over = None
         self._lines = LineSplitter()
         self._body = []
+        self._heard = False
         query: list[tuple[str, str]] = []
         if self.watched.label_selector:
             query.append(("labelSelector", self.watched.label_selector))
         if self._by_field:
             query.append(("fieldSelector", self.watched.field_selector))
         path = self.watched.path
+        if self._mode is _Mode.LOOK:
+            return Request(Verb.LIST, path, (*query, ("limit", "1")), head_s=60.0)
         if self._mode is _Mode.PAGES:
             # No resourceVersion: the most recent state, so that a list never goes back in time behind a load balancer.
             limit = self.watched.page_limit * _PAGE_GROWTH[min(self._restarts, len(_PAGE_GROWTH) - 1)]
@@ -269,7 +279,8 @@ class WatchSession:
 
     def data(self, chunk: bytes, now_s: float) -> Iterator[Event | Skipped]:
         """What `chunk` brings. Exhaust it, then look at `over`: if set, the request is finished."""
-        if self._mode is _Mode.PAGES:
+        self._heard = True
+        if self._mode in {_Mode.PAGES, _Mode.LOOK}:
             self._body.append(chunk)
             return
         try:
@@ -286,6 +297,8 @@ class WatchSession:
             return
         if self._mode is _Mode.PAGES:
             yield from self._page(now_s)
+        elif self._mode is _Mode.LOOK:
+            self.over = self._seen(now_s)
         elif self._mode is _Mode.STREAM_LIST:
             # A server that ends the stream before the list is complete may not understand the request at all.
             self._mode = _Mode.PAGES
@@ -297,6 +310,9 @@ class WatchSession:
         """The connection failed (LOST) or fell silent (STALLED), before or within the answer."""
         if self._mode is _Mode.STREAM_LIST and reason is Reason.STALLED:
             self._mode = _Mode.PAGES
+        if self._mode is _Mode.WATCH and reason is Reason.STALLED and not self._heard:
+            self._mode = _Mode.LOOK
+            return self._after(Reason.QUIET, now_s)
         return self._after(reason, now_s, detail)
 
     def refused(self, status: int, body: bytes, retry_after_s: float | None, now_s: float) -> Verdict:
@@ -380,6 +396,22 @@ class WatchSession:
         self._listed = True
         yield Listed(self.watched.resource)
         self.over = Verdict(Reason.LISTED)
+
+    def _seen(self, now_s: float) -> Verdict:
+        """After a look: watch on, unless the server's version is behind ours.
+
+        A server restored from a backup sends nothing, not even an error, until its versions have passed ours.
+        """
+        body, self._body = b"".join(self._body), []
+        try:
+            version = decode.decode_list_page(self.watched.resource, body).resource_version
+        except decode.MalformedBody as error:
+            return self._malformed(f"{error}: {_excerpt(body)}", now_s)
+        ours, self._mode = self._version, _Mode.WATCH
+        if version.isdecimal() and ours.isdecimal() and int(version) < int(ours):
+            self._relist()
+            return self._after(Reason.AHEAD, now_s, f"the server is at version {version}, we were at {ours}")
+        return Verdict(Reason.PAGE)
 
     def _judge(self, code: int, reason: str, message: str, retry_after_s: float | None, now_s: float) -> Verdict:
         """The verdict on an error, be it the answer itself or an ERROR event inside a stream."""

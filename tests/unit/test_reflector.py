@@ -174,6 +174,25 @@ async def test_silence_for_too_long_makes_a_new_connection(monkeypatch: pytest.M
     assert {"watch.stream.stalled"} == {e["event"] for e in logs if e["log_level"] == "warning"}
 
 
+async def test_a_watch_on_which_nothing_happens_is_renewed_and_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchproto, "WATCH_SILENCE_S", 0.05)
+    watches = []
+
+    def answer(path: str, query: dict[str, str]) -> Answer:
+        if "watch" in query:
+            watches.append(query["resourceVersion"])
+            return Answer(200, after="silence")
+        return Answer(200, page(version=7))
+
+    server, store = Server(answer), Store()
+    with capture_logs() as logs:
+        await run_until(server.reflector(), store, lambda: len(watches) == 4)
+    assert watches == ["7"] * 4
+    assert store.staleness_s(Resource.SERVICES) < 0.05, "the head of an answer is a sign of life"
+    assert store.figures[Resource.SERVICES].failures == 0
+    assert [e["event"] for e in logs] == ["watch.list.completed"]
+
+
 async def test_bytes_that_keep_coming_are_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchproto, "WATCH_SILENCE_S", 0.2)
 

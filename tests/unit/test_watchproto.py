@@ -343,6 +343,53 @@ def test_silence_is_bounded_more_tightly_while_listing() -> None:
     assert s.silence_s == 150
 
 
+LOOK = "list /api/v1/services?limit=1"
+AGAIN = "watch /api/v1/services?resourceVersion=7"
+
+
+def quiet(s: WatchSession) -> Verdict:
+    """150 s without a byte."""
+    s.request()
+    s.opened(0.0)
+    return s.lost(Reason.STALLED, "", 150.0)
+
+
+def test_a_watch_on_which_nothing_came_is_no_failure_and_goes_on_after_a_look() -> None:
+    s = listed()
+    assert quiet(s) == Verdict(Reason.QUIET)
+    assert asked(s) == LOOK
+    assert not s.listing
+    assert feed(s, page(service("web"), version=2000, token="t"), end=True) == []
+    assert (s.over, asked(s)) == (Verdict(Reason.PAGE), AGAIN)
+
+
+@pytest.mark.parametrize(("there", "then"), [("6", "list /api/v1/services?limit=500"), ("7", AGAIN), ("v6", AGAIN)])
+def test_a_server_restored_from_a_backup_is_silent_and_found_out(there: str, then: str) -> None:
+    s = listed()
+    quiet(s)
+    feed(s, page(version=0).replace(b'"0"', f'"{there}"'.encode()), end=True)
+    assert asked(s) == then
+
+
+def test_a_look_that_fails_is_a_failure_and_tried_again() -> None:
+    s = listed()
+    quiet(s)
+    s.request()
+    assert s.lost(Reason.LOST, "refused", 150.0).reason is Reason.LOST
+    assert asked(s) == LOOK
+    feed(s, b"<html>", end=True)
+    assert s.over is not None
+    assert s.over.reason is Reason.MALFORMED
+    assert asked(s) == LOOK
+
+
+def test_silence_after_a_bookmark_is_a_failure() -> None:
+    s = listed()
+    feed(s, bookmark(9))
+    assert s.lost(Reason.STALLED, "", 200.0).reason is Reason.STALLED
+    assert asked(s) == "watch /api/v1/services?resourceVersion=9"
+
+
 def test_a_resource_the_server_may_lack_counts_as_empty_once() -> None:
     s = session(Watched(Resource.SERVICE_CIDRS, optional=True))
     s.request()
