@@ -313,7 +313,7 @@ class _Single(MainProcess):
     def _not_ready(self) -> tuple[str, ...]:
         if self._snapshots is not None and not self._snapshots.confirmed(self._config):
             return ("kubernetes",)
-        return self._engine.not_ready()
+        return self._engine.not_ready() or ops.stale(self._config, self._store.staleness_s)
 
     async def _refresh(self) -> None:
         self._engine.server.gauge()

@@ -16,10 +16,15 @@ from prometheus_client import Counter, Histogram
 
 from dnsserver.corefile_model import Address as Configured
 from dnsserver.corefile_model import Config
+from dnsserver.source import watched
+from kubecore.model import Resource
 from kubecore.opsserver import Address, FamilySource, OpsServer, metrics_route, text_route
 
 _PROBE_PERIOD_S = 1.0
 _PROBE_TIMEOUT_S = 5.0
+STALE_S = 300.0
+"""Silence of the cluster's source that `ready { monitor continuously }` does not put up with. A watch that works is
+heard from at least every 150 s (`kubecore.watchproto.WATCH_SILENCE_S`)."""
 
 
 @dataclass(slots=True)
@@ -53,6 +58,17 @@ class Report:
     metrics: FamilySource
     refresh: Callable[[], Awaitable[None]]
     """Brings figures up to date before a scrape."""
+
+
+def stale(config: Config, staleness_s: Callable[[Resource], float]) -> tuple[str, ...]:
+    """The plugins whose data may be long out of date, for nothing was heard from their source.
+
+    Args:
+        config: the configuration in effect.
+        staleness_s: seconds since the last proof of life of a resource.
+    """
+    needed = watched(b.kubernetes for b in config.blocks if b.kubernetes is not None)
+    return ("kubernetes",) if any(staleness_s(w.resource) > STALE_S for w in needed if not w.optional) else ()
 
 
 async def configure(server: OpsServer, config: Config, report: Report) -> None:

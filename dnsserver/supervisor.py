@@ -371,6 +371,7 @@ class Supervisor(MainProcess):
     def _not_ready(self) -> Iterator[str]:
         if self._snapshots is not None and not self._snapshots.confirmed(self._config):
             yield "kubernetes"
+        yield from ops.stale(self._config, self._store.staleness_s)
         if not self._workers:
             yield "workers"
         for worker in self._workers:

@@ -14,11 +14,12 @@ from dnsserver.configuration import Corefile
 from dnsserver.engine import layout, slices
 from dnsserver.hotpath import DURATION_BOUNDS_S, Fast, HotPath, Lasting
 from dnsserver.metrics import MergedFigures, Traffic, TrafficFigures, snapshot
-from dnsserver.ops import Readiness, lameduck_s
+from dnsserver.ops import STALE_S, Readiness, lameduck_s, stale
 from dnsserver.server import ListenAddress
 from dnsserver.source import watched
 from kubecore.model import Delete, Event, KubeObject, Listed, ListStarted, ObjectKey, Resource, Upsert
 from kubecore.snapshot import Changes, ClusterState
+from kubecore.store import Store
 from tests.dns import cluster
 
 # -- figures
@@ -255,6 +256,26 @@ def test_readiness_is_kept_unless_asked_continuously() -> None:
     assert ready() == (503, "kubernetes")
     ready.stopping = True
     assert ready() == (503, "Shutting down")
+
+
+def test_a_source_that_is_silent_for_long_is_not_ready() -> None:
+    now_s = [1000.0]
+    store = Store(clock=lambda: now_s[0])
+    config = corefile.load(".:53 {\nkubernetes cluster.local\n}\nstub.test {\nwhoami\n}\n")
+    needed = (Resource.SERVICES, Resource.ENDPOINT_SLICES, Resource.NAMESPACES)
+    assert stale(config, store.staleness_s) == ("kubernetes",)
+    for resource in needed:
+        store.note_alive(resource)
+    now_s[0] += STALE_S
+    assert stale(config, store.staleness_s) == ()
+    now_s[0] += 1
+    assert stale(config, store.staleness_s) == ("kubernetes",)
+    store.note_alive(Resource.SERVICES)
+    assert stale(config, store.staleness_s) == ("kubernetes",)
+    for resource in needed:
+        store.note_alive(resource)
+    assert stale(config, store.staleness_s) == ()
+    assert stale(corefile.load(".:53 {\nwhoami\n}\n"), store.staleness_s) == ()
 
 
 def test_the_longest_lameduck_counts() -> None:
