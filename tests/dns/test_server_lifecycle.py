@@ -336,7 +336,7 @@ async def test_a_snapshot_lets_it_start_while_the_api_server_is_away(tmp_path: P
     assert snapshot.read_bytes().startswith(b"dnsserver-snapshot 1 ")
     await api.stop()
     with server("--snapshot", str(snapshot), **options) as running:  # type: ignore[arg-type]
-        running.wait(WEB, expected=WEB_IS_THERE, timeout_s=4)
+        running.wait(WEB, expected=WEB_IS_THERE)
         assert running.get(running.ready, "/ready") == (503, "kubernetes")  # nobody has confirmed it yet
     for content in (b"", b"dnsserver-snapshot 9 00\n", snapshot.read_bytes()[:-5], b"\0" * 1000):
         snapshot.write_bytes(content)
