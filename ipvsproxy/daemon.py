@@ -40,6 +40,10 @@ from kubecore.store import Source, Store
 _log = structlog.get_logger()
 
 
+FAREWELL_S = 5.0
+"""How long an event about why this process ends is tried to be delivered."""
+
+
 class BindFailed(Exception):  # noqa: N818 - says what happened
     """A listening address is taken and `bindAddressHardFail` is set."""
 
@@ -115,7 +119,13 @@ class Daemon:
             BindFailed: a port is taken and `bindAddressHardFail` is set.
             Exception: a part ended that must not; the process should end and be started again.
         """
-        await self._open_ports()
+        try:
+            await self._open_ports()
+        except BindFailed:
+            await self._ops.stop()
+            if self._client is not None:
+                await self._client.close()
+            raise
         self._record_start()
         parts: list[tuple[str, Coroutine[Any, Any, None]]] = [
             ("source", self._source.run(self.store)),
@@ -153,6 +163,7 @@ class Daemon:
             if self._config.healthz_bind is not None and address == _address(self._config.healthz_bind):
                 kind = "FailedToStartProxierHealthcheck"
             self._events.record(self._node, "Warning", kind, f"{address}: {error.strerror}", "StartKubeProxy")
+            await self._events.flush(FAREWELL_S)
             raise BindFailed(f"{address}: {error.strerror}; bindAddressHardFail is set")
 
     def _metrics_routes(self) -> list[web.RouteDef]:

@@ -7,6 +7,7 @@ server (file source) the same calls end in the log only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import structlog
 
 from kubecore import log
+from kubecore.api import ConnectionFailed
 from kubecore.model import ObjectKey
 
 SERIES_S = 600.0
@@ -24,6 +26,9 @@ MINIMUM_GAP_S = 60.0
 """A series is patched at most once in this time."""
 QUEUE_LIMIT = 1000
 """Events waiting for the API server; further ones are dropped and counted in the log."""
+
+RETRY_AFTER_S = (0.5, 1.0, 2.0, 4.0, 8.0, *[10.0] * 12)
+"""Waits between tries while the API server does not answer, about two minutes (client-go: 12 times 10 s)."""
 
 EventType = Literal["Normal", "Warning"]
 Send = Callable[[str, str, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -57,9 +62,17 @@ class EventRecorder:
         send: the API call; None: events go to the log only.
         instance: this node's name, `reportingInstance`.
         clock: seconds, monotonic enough to tell repeats from news.
+        sleep: waits between tries.
     """
 
-    def __init__(self, send: Send | None, instance: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        send: Send | None,
+        instance: str,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._sleep = sleep
         self._send = send
         self._instance = instance
         self._clock = clock
@@ -85,13 +98,29 @@ class EventRecorder:
     async def run(self) -> None:
         """Deliver queued events until cancelled. A refused event is logged and forgotten."""
         while True:
-            about, kind, reason, message, action = await self._queue.get()
+            await self._deliver_next()
+
+    async def flush(self, limit_s: float) -> None:
+        """Deliver what is queued, as far as that is possible within `limit_s`; for a process that is about to end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while not self._queue.empty():
+                    await self._deliver_next()
+
+    async def _deliver_next(self) -> None:
+        about, kind, reason, message, action = await self._queue.get()
+        for wait_s in RETRY_AFTER_S:
             try:
                 await self._deliver(about, kind, reason, message, action)
-            except asyncio.CancelledError:
-                raise
+            except ConnectionFailed as error:
+                # The API server may be reachable only by what this very process is about to program.
+                _log.warning(log.EVENT_REFUSED, object=str(about.key), reason=reason, error=str(error), retry_s=wait_s)
+                await self._sleep(wait_s)
             except Exception as error:  # an event is never worth the daemon
                 _log.warning(log.EVENT_REFUSED, object=str(about.key), reason=reason, error=str(error))
+                return
+            else:
+                return
 
     async def _deliver(self, about: Regarding, kind: EventType, reason: str, message: str, action: str) -> None:
         assert self._send is not None  # noqa: S101 - run() is only started with a sender
@@ -111,7 +140,6 @@ class EventRecorder:
             return
         namespace = about.key.namespace or "default"
         name = f"{about.key.name}.{secrets.token_hex(8)}"
-        self._series[identity] = _Series(name, namespace, 1, now_s, now_s)
         regarding: dict[str, str] = {"apiVersion": "v1", "kind": about.kind, "name": about.key.name}
         if about.key.namespace:
             regarding["namespace"] = about.key.namespace
@@ -131,6 +159,7 @@ class EventRecorder:
             "type": kind,
         }
         await self._send("POST", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body)
+        self._series[identity] = _Series(name, namespace, 1, now_s, now_s)
 
     def _forget_old(self, now_s: float) -> None:
         old = [identity for identity, series in self._series.items() if now_s - series.first_s > SERIES_S]

@@ -15,6 +15,7 @@ from aiohttp import web
 from ipvsproxy.events import EventRecorder, Regarding
 from ipvsproxy.health import TAINT_TO_BE_DELETED, ProxyHealth
 from ipvsproxy.healthserver import ServiceHealthServers, healthz_body, healthz_routes, rfc3339
+from kubecore.api import ConnectionFailed
 from kubecore.model import ObjectKey
 
 WEB = ObjectKey("default", "web")
@@ -269,3 +270,32 @@ async def test_a_refused_event_does_not_stop_later_ones() -> None:
     await asyncio.sleep(0.05)
     task.cancel()
     assert sent == ["Starting"]
+
+
+async def test_an_event_waits_for_the_api_server_to_answer() -> None:
+    tried: list[str] = []
+    waited: list[float] = []
+
+    async def send(method: str, _path: str, body: dict[str, Any]) -> dict[str, Any]:
+        tried.append(f"{method} {body['reason']}")
+        if len(tried) < 3:
+            raise ConnectionFailed("https://10.96.0.1:443: Connection refused")
+        return {}
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    recorder = EventRecorder(send, "node-a", lambda: 0.0, sleep)
+    recorder.record(Regarding("Service", WEB), "Warning", "UnknownScheduler", "", "Plan")
+    await recorder.flush(5.0)
+    assert tried == ["POST UnknownScheduler"] * 3
+    assert waited == [0.5, 1.0]
+
+
+async def test_a_farewell_does_not_last_for_ever() -> None:
+    async def send(_method: str, _path: str, _body: dict[str, Any]) -> dict[str, Any]:
+        raise ConnectionFailed("nobody there")
+
+    recorder = EventRecorder(send, "node-a", lambda: 0.0)
+    recorder.record(Regarding("Node", WEB), "Warning", "FailedToStartMetricServer", "", "StartKubeProxy")
+    await asyncio.wait_for(recorder.flush(0.05), 5.0)
