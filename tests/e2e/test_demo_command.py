@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,9 @@ from tests.lab.kernel import selection
 from tests.lab.kernel.fixtures import refuse
 from tests.lab.kernel.lab import ROOT
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+LIMIT_S = 540
+"""A minute on an idle machine, four on one that has four times as much to do as it can."""
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(LIMIT_S + 60)]
 
 OWN = """\
 apiVersion: v1
@@ -40,7 +45,7 @@ curl -s http://mine.shop/
 kube -n shop get services
 kube apply -f tests/demo/manifests/scale-up.yaml
 kube get pods web-4 | grep podIP:
-EDITOR="sed -i s/10.96.30.1/10.96.30.2/" kube -n shop edit service mine
+EDITOR="sed -i s/port:.80$/port:\\x2081/" kube -n shop edit service mine
 on node-a ipvsadm -Ln | grep -c 10.96.20
 kube delete pod web-4
 hosts
@@ -48,7 +53,6 @@ exit
 """
 
 
-@pytest.mark.xfail(strict=False, reason="failed once in a run of the whole suite from a clone; not yet explained")
 def test_own_manifests_and_the_shell(tmp_path: Path) -> None:
     choice = selection.choose()
     if choice.mode is None:
@@ -60,25 +64,29 @@ def test_own_manifests_and_the_shell(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=230,
+        timeout=LIMIT_S,
         check=False,
     )
     output = done.stdout
     assert done.returncode == 0, output + done.stderr
     summary, _, shell = output.partition("== Summary")[2].partition("== A shell")
     lines = summary.strip().splitlines()
-    assert len(lines) > 40
+    assert len(lines) > 40, output
     assert all(line.startswith("✓ ") for line in lines[:-1]), summary
     assert lines[-1].startswith("all ")
     assert _shapes(_shown_in_readme()) <= _shapes(lines)
-    assert "not taken over, the demo has its own: Service kube-system/kube-dns" in output
-    assert "mine-1 saw 10.244.1.99" in shell
-    assert "shop/mine  ClusterIP  10.96.30.1  80/TCP" in shell
-    assert "pods/web-4 created" in shell
-    assert "podIP: 10.244.1.14" in shell
-    assert "pods/web-4 deleted" in shell
-    assert "node-a" in shell
-    assert "outside" in shell
+    assert "not taken over, its name or address is the demo's own: Service kube-system/kube-dns" in output
+    answers = (
+        "mine-1 saw 10.244.1.99",
+        "shop/mine  ClusterIP  10.96.30.1  80/TCP",
+        "pods/web-4 created",
+        "podIP: 10.244.1.14",
+        "services/mine configured",
+        "\n8\n",
+        "pods/web-4 deleted",
+        "client control db-0 db-1 dns-1 dns-2 elsewhere node-a node-b outside",
+    )
+    assert [answer for answer in answers if answer not in shell] == [], shell
 
 
 def _shown_in_readme() -> list[str]:
@@ -92,13 +100,51 @@ def _shapes(lines: list[str]) -> set[str]:
     return {re.sub(r"[\d.]+", "N", line) for line in lines}
 
 
-def test_a_wrong_path_is_refused() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_it_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """No process, no directory."""
+    choice = selection.choose()
+    if choice.mode is None:
+        refuse(choice.reason)
+    running = subprocess.Popen(
+        [sys.executable, "-u", "-m", "tests.demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert running.stdout is not None
+    before = list(itertools.takewhile(lambda line: "API server, upstream DNS server" not in line, running.stdout))
+    assert any(tmp_path.iterdir()), "".join(before)
+    running.send_signal(number)
+    rest = running.stdout.read()
+    assert running.wait(60) == 128 + number, rest
+    assert f"ended by {number.name}; taking the cluster down" in rest
+    assert list(tmp_path.iterdir()) == []
+    processes = subprocess.run(["ps", "ax", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    assert [line for line in processes.splitlines() if str(tmp_path) in line] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "{path}: no such file or directory"),
+        ("", "{path}: nothing in it belongs to a service network; name a directory with .yaml, .yml or .json files"),
+        ("kind: Service\nspec: {", "{path}/mine.yaml:2: not YAML"),
+    ],
+)
+def test_manifests_without_use_are_refused_at_once(tmp_path: Path, content: str | None, complaint: str) -> None:
+    path = tmp_path / "manifests"
+    if content is not None:
+        path.mkdir()
+        (path / "mine.yaml").write_text(content)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.demo", "--manifests", "/nowhere"],
+        [sys.executable, "-m", "tests.demo", "--manifests", str(path)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
     )
-    assert done.returncode == 2
-    assert "/nowhere: no such file or directory" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint.format(path=path) in done.stderr
