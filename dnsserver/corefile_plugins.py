@@ -215,16 +215,17 @@ def cache(line: Directive, context: Context) -> model.CacheConfig:
         words = list(values.counted(option, 0, 4))
         settings: dict[str, Any] = {}
         if words:
-            settings["duration_s"] = values.duration(words.pop(0), "duration", low=1e-9)
+            settings["duration_s"] = values.duration(words.pop(0), "duration")
         if words:
-            settings["verify"] = values.choice(words.pop(0), ("immediate", "verify"), "refresh mode") == "verify"
+            mode = words[0]._replace(text=words.pop(0).text.lower())
+            settings["verify"] = values.choice(mode, ("immediate", "verify"), "refresh mode") == "verify"
         if words:
             if not settings["verify"]:
                 raise Invalid(words[0], "a timeout belongs to 'verify'", f"write verify {words[0].text}")
             settings["verify_timeout_s"] = values.duration(words.pop(0), "timeout", low=1e-3, high=30)
         if words:
             raise Invalid(words[0], f"'{words[0].text}' cannot stand here", "remove it")
-        found["serve_stale"] = model.ServeStale(**settings)
+        found["serve_stale"] = model.ServeStale(**settings) if settings.get("duration_s", 1) else None
 
     def stale_policy(option: Directive) -> None:
         values.choice(values.counted(option, 1, 1)[0], ("prefer_positive",), "policy")
@@ -255,7 +256,7 @@ def cache(line: Directive, context: Context) -> model.CacheConfig:
     }
     values.options(line, known, context.problems)
     if policy := found.pop("policy", None):
-        if "serve_stale" not in found:
+        if found.get("serve_stale") is None:
             raise Invalid(policy, "serve_stale_policy has nothing to decide", "add serve_stale")
         found["serve_stale"] = dataclasses.replace(found["serve_stale"], prefer_positive=True)
     return model.CacheConfig(zones=zones, success=limits["success"], denial=limits["denial"], **found)

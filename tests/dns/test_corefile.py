@@ -446,6 +446,13 @@ def test_cache() -> None:
     assert default is not None
     assert (default.success, default.denial) == (CacheLimits(ttl_s=3600), CacheLimits(ttl_s=1800))
     assert (default.servfail_s, default.prefetch, default.serve_stale) == (5, None, None)
+    for text, verify in (("serve_stale", False), ("serve_stale 1h Immediate", False), ("serve_stale 1h VERIFY", True)):
+        stale = block(f"cache {{\n {text}\n}}").cache
+        assert stale is not None
+        assert stale.serve_stale == ServeStale(verify=verify)
+    off = block("cache {\n serve_stale 0s\n}").cache
+    assert off is not None
+    assert off.serve_stale is None
 
 
 def test_hosts() -> None:
