@@ -5,7 +5,7 @@ Knows: the order of precedence. Must not know: how a Service comes to ask. Used 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 from ipvsproxy.model import VirtualServerKey
@@ -87,26 +87,27 @@ class Claims:
 
 
 class Counted(Generic[K]):
-    """How many Services ask for something; it is wanted while the count is not 0."""
+    """How many Services ask for something; it is wanted while the count is not 0.
 
-    def __init__(self) -> None:
-        self._count: dict[K, int] = {}
+    Args:
+        wanted: what is asked for at all; the caller's to change. Nearly everything is asked for once, so only what is
+            asked for more often takes room here.
+    """
 
-    def __contains__(self, key: K) -> bool:
-        """Whether anyone asks for it."""
-        return key in self._count
+    def __init__(self, wanted: Container[K]) -> None:
+        self._wanted = wanted
+        self._more: dict[K, int] = {}
 
     def add(self, key: K) -> bool:
-        """One more; True if it is the first."""
-        count = self._count.get(key, 0)
-        self._count[key] = count + 1
-        return count == 0
+        """One more; True if it is the first, and now to be put into `wanted`."""
+        if key not in self._wanted:
+            return True
+        self._more[key] = self._more.get(key, 0) + 1
+        return False
 
     def drop(self, key: K) -> bool:
-        """One less; True if it was the last."""
-        count = self._count[key] - 1
-        if count:
-            self._count[key] = count
-            return False
-        del self._count[key]
-        return True
+        """One less; True if it was the last, and now to be taken out of `wanted`."""
+        more = self._more.pop(key, 0)
+        if more > 1:
+            self._more[key] = more - 1
+        return more == 0

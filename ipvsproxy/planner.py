@@ -77,9 +77,10 @@ class Planner:
         self._claims = Claims()
         self._marked: dict[ObjectKey, list[VirtualServerKey]] = {}
         self._marks = Marks(config.masquerade_bit, known_marks)
-        self._vips: Counted[str] = Counted()
-        self._elements: Counted[Element] = Counted()
-        self._cluster_ips: Counted[str] = Counted()
+        self._cluster_ips: dict[str, None] = {}
+        self._counted_vips: Counted[str] = Counted(self.desired.vips)
+        self._counted_elements: Counted[Element] = Counted(self.desired.elements)
+        self._counted_ips: Counted[str] = Counted(self._cluster_ips)
         self._unsaid = Delta({}, {}, {}, {})
         """What no delta has told yet: the node's own elements."""
         for element in self._site.elements:
@@ -183,7 +184,8 @@ class Planner:
             for vip in new.vips:
                 self._want_vip(vip, delta)
             for ip in new.cluster_ips:
-                self._cluster_ips.add(ip)
+                if self._counted_ips.add(ip):
+                    self._cluster_ips[ip] = None
             same = {e.server.key: e for e in old.entries} if old and old.created_s == new.created_s else {}
             for entry in new.entries:
                 if same.get(entry.server.key) != entry:
@@ -199,7 +201,8 @@ class Planner:
                     affected |= self._claims.take(entry.server.key, key)
                     self._settle(entry.server.key, before, delta)
             for ip in old.cluster_ips:
-                self._cluster_ips.drop(ip)
+                if self._counted_ips.drop(ip):
+                    del self._cluster_ips[ip]
             for vip in old.vips:
                 self._drop_vip(vip, delta)
             for element in old.elements:
@@ -260,22 +263,22 @@ class Planner:
                 self._marks.release(identity)
 
     def _want_vip(self, vip: str, delta: Delta) -> None:
-        if self._vips.add(vip):
+        if self._counted_vips.add(vip):
             self.desired.vips[vip] = self._site.sources[family_of(vip)]
             delta.vips[vip] = None
 
     def _drop_vip(self, vip: str, delta: Delta) -> None:
-        if self._vips.drop(vip):
+        if self._counted_vips.drop(vip):
             del self.desired.vips[vip]
             delta.vips[vip] = None
 
     def _want_element(self, element: Element, delta: Delta) -> None:
-        if self._elements.add(element):
+        if self._counted_elements.add(element):
             self.desired.elements[element] = None
             delta.elements[element] = None
 
     def _drop_element(self, element: Element, delta: Delta) -> None:
-        if self._elements.drop(element):
+        if self._counted_elements.drop(element):
             self.desired.elements.pop(element, None)
             delta.elements[element] = None
 
