@@ -11,7 +11,7 @@ from tests.demo import api, objects
 from tests.demo.cluster import Cluster
 from tests.lab.kernel.outcomes import servers
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
 CHURN_S = 60.0
 STREAMS = (

@@ -100,6 +100,17 @@ def test_ingress_scenario_from_outside(cluster: Cluster) -> None:
     cluster.host("outside").ip(["route replace 192.168.50.200 via 192.168.50.11"])
 
 
+def test_ingress_scenario_from_a_pod_of_the_node(cluster: Cluster) -> None:
+    """Through the load balancer's address, too, a pod on node-a reaches the cluster-wide set."""
+    assert set(servers(cluster.host("client").connect("192.168.50.200:80", count=3))) == {"192.168.50.11"}
+
+
+def test_ingress_scenario_affinity_lasts(cluster: Cluster) -> None:
+    rules = cluster.host("node-a").ipvs_rules()
+    for front in ("10.96.7.7:80", "192.168.50.200:80", "192.168.50.10:30080"):
+        assert f"-A -t {front} -s rr -p 600" in rules
+
+
 def test_ingress_scenario_source_ranges(cluster: Cluster) -> None:
     """A client outside loadBalancerSourceRanges is dropped at the VIP, on either node."""
     outside = cluster.host("outside")
