@@ -246,12 +246,12 @@ async def guest_burst(services: int) -> dict[str, float]:
     return {"single_change_ms": single_s * 1e3, "all_s": total_s, "cpu_s": cpu_s}
 
 
-def in_guest(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def in_guest(function: Callable[..., Any], *arguments: Any) -> Any:
     """A guest function's result, in a guest booted for it alone, on a node with an uplink."""
     with Lab.start(memory="2G") as lab, lab.net() as net:
         net.lan("eth0", {"node": ["192.0.2.10/24"]})
         module = "tests.bench.bench_proxy" if function.__module__ == "__main__" else function.__module__
-        return net.host("node").call(f"{module}:{function.__name__}", *arguments, **named, timeout_s=600)
+        return net.host("node").call(f"{module}:{function.__name__}", *arguments, timeout_s=600)
 
 
 def cold_starts(services: int, rounds: int) -> dict[str, float]:
@@ -263,8 +263,7 @@ def cold_starts(services: int, rounds: int) -> dict[str, float]:
         for _ in range(rounds):
             tell(f"cold start, {services} Services")
             row = {
-                "floor_s": in_guest(guest_floor, file.name, every=False),
-                "acknowledged_s": in_guest(guest_floor, file.name, every=True),
+                "floor_s": in_guest(guest_floor, file.name),
                 **in_guest(guest_start, services),
             }
             found.append({**row, "times_floor": row["wall_s"] / row["floor_s"]})
@@ -299,7 +298,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         row_text = "{wall_s:.2f} s, {cpu_s:.2f} s CPU, {rss_mb:.0f} MB".format(**row)
         print(f"start, {services:>6} Services     {row_text}")
         print("  floor                   {floor_s:.2f} s, x {times_floor:.1f}".format(**row))
-        print("  … each acknowledged     {acknowledged_s:.2f} s".format(**row))
         print("  first touch of memory   {faults_s:.2f} s, part of ours".format(**row))
         print(f"  kube-proxy              {KUBE_PROXY_S[services]:.1f} s, x {1 / row['of_kube_proxy']:.0f}")
     for services, row in report["changes"].items():

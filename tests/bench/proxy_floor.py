@@ -19,7 +19,7 @@ from ipvsproxy.config import Config
 from ipvsproxy.dataplane import AddVip
 from ipvsproxy.kernel.conntrack import NETLINK_NETFILTER
 from ipvsproxy.kernel.ipvs import NETLINK_GENERIC, NEW_DEST, NEW_SERVICE
-from ipvsproxy.kernel.netlink import ACK, HEADER, Netlink
+from ipvsproxy.kernel.netlink import HEADER, Netlink
 from ipvsproxy.kernel.plane import KernelDataPlane
 from ipvsproxy.kernel.rtnetlink import NEW_ROUTE
 
@@ -30,7 +30,6 @@ _CHANGES = {
 }
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _RECORD = struct.Struct("=II")  # protocol, bytes that follow
-_FLAGS = struct.Struct("=H")
 _ERRNO = struct.Struct("=i")
 _NLMSG_ERROR = 2
 
@@ -87,16 +86,12 @@ def touch_memory() -> None:
     bytearray(b"\1" * (512 << 20))
 
 
-async def guest_floor(file: str, *, every: bool) -> float:
-    """Seconds to send the record again; `every`: with each message acknowledged, not only the last of a buffer."""
+async def guest_floor(file: str) -> float:
+    """Seconds to send the record again."""
     async with await KernelDataPlane.open() as plane:
         await plane.load_table(nftables.load(Config()))
         await plane.apply([AddVip("10.95.0.1")])  # makes the device
     sent = list(load(file))
-    if every:
-        for protocol, buffer in sent:
-            if protocol != NETLINK_NETFILTER:  # one message is a whole transaction there
-                _acknowledge_all(buffer)
     sockets = {protocol: _socket(protocol) for protocol in {protocol for protocol, _ in sent}}
     touch_memory()
     gc.collect()
@@ -104,14 +99,8 @@ async def guest_floor(file: str, *, every: bool) -> float:
     for protocol, buffer in sent:
         sock = sockets[protocol]
         sock.send(buffer)
-        if protocol != NETLINK_NETFILTER:
-            answers = [sock.recv(1 << 16)]
-            while every:
-                try:
-                    answers.append(sock.recv(1 << 16))
-                except BlockingIOError:
-                    break
-            refused = [number for answer in answers if (number := _errno(answer))]
+        if protocol != NETLINK_NETFILTER:  # there one message is a whole transaction, and answered only if it fails
+            refused = _errno(sock.recv(4096))
             assert not refused, f"the kernel refused a message of protocol {protocol}: {refused}"
     took_s = time.perf_counter() - started_s
     for sock in sockets.values():
@@ -128,14 +117,6 @@ def _socket(protocol: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
     sock.setblocking(False)
     return sock
-
-
-def _acknowledge_all(buffer: bytearray) -> None:
-    offset = 0
-    while offset + 16 <= len(buffer):
-        length, _, flags, _, _ = HEADER.unpack_from(buffer, offset)
-        _FLAGS.pack_into(buffer, offset + 6, flags | ACK)
-        offset += (length + 3) & ~3
 
 
 def _errno(answer: bytes) -> int:
