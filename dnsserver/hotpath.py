@@ -34,8 +34,8 @@ GENERATION_BYTES = 20 << 20
 """Weight at which a generation ends; two are kept. 10,000 names asked in one form weigh about 6 MB."""
 _ENTRY_BYTES = 400
 """What an entry takes beside its bytes: objects, slots in dicts, index."""
-_MEMO_REPLY_BYTES = 1500
-"""Longer replies are put together each time."""
+_MEMO_REPLY_BYTES = 4096
+"""Of all rotations together, those of 16 IPv4 addresses; longer replies are put together each time."""
 _FREED_A_TICK = 256
 """Entries of a dead generation given back at a time; all at once would hold the event loop for some ms."""
 _SHAPES = 256
