@@ -6,6 +6,7 @@ Knows its options and how upstreams are written. Must not know sockets. Called b
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Any
 
 from dnsserver import corefile_model as model
@@ -15,6 +16,8 @@ from dnsserver.corefile_syntax import Directive, Invalid, Token
 
 MAX_UPSTREAMS = 15
 PORTS = {"dns": 53, "tls": 853}
+_HOST = re.compile(r"[A-Za-z0-9_.-]+")
+"""What a host name is made of; anything else is a typing error, such as a variable without its brace."""
 
 
 def forward(line: Directive, context: Context) -> model.ForwardConfig:
@@ -151,7 +154,7 @@ def upstream(word: Token) -> model.Upstream | str:
     try:
         host = str(ipaddress.ip_address(host))
     except ValueError:
-        if "/" in host or ":" in host or not host or host.replace(".", "").isdigit():
+        if not _HOST.fullmatch(host) or host.replace(".", "").isdigit():
             raise Invalid(
                 word, f"'{text}' is no upstream", "write IP[:PORT], tls://IP%NAME or /etc/resolv.conf"
             ) from None

@@ -571,6 +571,7 @@ loadbalance weighted                  | 'weighted' names no file; write weighted
 loadbalance round_robin file          | 'file' cannot stand here; remove it, or write weighted FILE
 bufsize 100                           | size 100 is out of range; write 512 to 4096
 forward .                             | 'forward' takes at least 2, found 1; add what is missing
+forward . {$UPSTREAM                  | '{$UPSTREAM' is no upstream; write IP[:PORT], tls://IP%NAME or /etc/resolv.conf
 forward . 192.0.2.300                 | '192.0.2.300' is no upstream; write IP[:PORT], tls://IP%NAME or /etc/resolv.conf
 forward . https://192.0.2.1           | transport 'https://' is not supported for upstreams; write an address, dns://ADDRESS or tls://ADDRESS
 forward . tls://192.0.2.1%            | 'tls://192.0.2.1%' has no server name after '%'; write tls://ADDRESS%NAME
