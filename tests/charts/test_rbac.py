@@ -21,9 +21,9 @@ from kubecore.access import load_access
 from kubecore.api import ApiClient
 from kubecore.reflector import Reflector
 from tests.charts.helm import ROOT, Object, Rule, rules, template
+from tests.lab.apiserver.definitions import SERVICE_IMPORTS
 from tests.lab.apiserver.rbac import Policy
 from tests.lab.apiserver.server import ApiServer
-from tests.lab.test_service_imports import DEFINITION
 
 NODE = {
     "apiVersion": "v1",
@@ -130,7 +130,7 @@ async def test_the_dns_server_uses_every_rule_and_no_more(case: str, tmp_path: P
     corefile, kubeconfig = tmp_path / "Corefile", tmp_path / "kubeconfig"
     corefile.write_text(text)
     async with server:
-        server.create(DEFINITION)
+        server.create(SERVICE_IMPORTS)
         kubeconfig.write_text(server.kubeconfig())
         environ = {k: v for k, v in os.environ.items() if not k.startswith("KUBERNETES_")}
         process = await asyncio.create_subprocess_exec(

@@ -31,6 +31,7 @@ from kubecore.store import Source, Store
 from kubecore.watchproto import Watched
 from tests.lab.apiserver import ApiServer, manifests
 from tests.lab.apiserver.controllers import SliceController
+from tests.lab.apiserver.definitions import SERVICE_IMPORTS
 from tests.watching import service
 
 Object = dict[str, Any]
@@ -125,6 +126,7 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         ApiServer(bookmark_interval_s=0.05) as server,
         ApiClient(Access(server.url, Fixed(), "test"), user_agent="test/1") as client,
     ):
+        server.create(SERVICE_IMPORTS)
         yield ApiGround(server, client)
 
 
@@ -174,6 +176,31 @@ async def test_an_empty_cluster_is_listed_and_empty(ground: Ground) -> None:
         await asyncio.wait_for(store.wait_listed(*Resource), 5)
         assert store.state == ClusterState()
         assert store.take_changes().listed == frozenset(Resource)
+
+
+async def test_services_of_other_clusters(ground: Ground) -> None:
+    imported: Object = {
+        "apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceImport",
+        "metadata": {"name": "web", "namespace": "default"}, "spec": {"type": "Headless", "ports": [{"port": 80}]},
+    }  # fmt: skip
+    labels = {"multicluster.kubernetes.io/service-name": "web", "multicluster.kubernetes.io/source-cluster": "east"}
+    piece: Object = {
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "web-1", "namespace": "default", "labels": labels},
+        "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 8080}],
+    }  # fmt: skip
+    web = ObjectKey("default", "web")
+    async with followed(ground.source()) as store:
+        ground.put(imported)
+        ground.put(piece)
+        await eventually(lambda: web in store.state.service_imports and bool(store.state.import_slices_of(web)))
+        assert store.state.service_imports[web].headless
+        assert [s.source_cluster for s in store.state.import_slices_of(web)] == ["east"]
+        assert store.take_changes().service_imports == {web}
+        ground.delete(piece)
+        await eventually(lambda: not store.state.import_slices_of(web))
+        assert store.take_changes().service_imports == {web}
+        assert store.state.slices_of(web) == ()
 
 
 async def test_only_what_is_asked_for_is_listed(ground: Ground) -> None:
@@ -330,6 +357,7 @@ async def test_a_scenario_gives_an_equal_state_from_both_sources(scenario: Path,
     assert objects
     files = FileGround(tmp_path)
     async with ApiServer() as server, ApiClient(Access(server.url, Fixed(), "test"), user_agent="test/1") as client:
+        server.create(SERVICE_IMPORTS)
         api = ApiGround(server, client)
         for obj in objects:
             files.put(obj)

@@ -17,23 +17,13 @@ from kubecore import log
 from kubecore.model import ObjectKey, Resource
 from tests.dns.running import COREFILE, Running, server
 from tests.lab.apiserver import ApiServer, Policy
+from tests.lab.apiserver.definitions import SERVICE_IMPORTS
 from tests.lab.test_apiserver_client import client, eventually, following
 
 SETTINGS = KubernetesConfig(
     zones=(names.from_text("cluster.local"), names.from_text("clusterset.local")),
     multicluster=(names.from_text("clusterset.local"),),
 )
-DEFINITION: dict[str, Any] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "serviceimports.multicluster.x-k8s.io"},
-    "spec": {
-        "group": "multicluster.x-k8s.io",
-        "scope": "Namespaced",
-        "names": {"kind": "ServiceImport", "plural": "serviceimports", "singular": "serviceimport"},
-        "versions": [{"name": "v1alpha1", "served": True, "storage": True, "subresources": {"status": {}}}],
-    },
-}
 IN_SET = "default.svc.clusterset.local"
 IMPORTED: dict[str, Any] = {
     "apiVersion": "multicluster.x-k8s.io/v1alpha1",
@@ -54,7 +44,7 @@ async def test_without_their_definition_there_are_none_and_they_come_with_it(tmp
             async with client(api, tmp_path) as requests, following(requests, *watched([SETTINGS])) as store:
                 await store.wait_listed(Resource.SERVICES, Resource.SERVICE_IMPORTS)
                 assert store.state.service_imports == {}
-                api.create(DEFINITION)
+                api.create(SERVICE_IMPORTS)
                 api.create(IMPORTED)
                 await eventually(lambda: store.state.service_imports)
                 assert store.state.service_imports[ObjectKey("default", "web")].ips == ("10.42.0.1",)
@@ -79,7 +69,7 @@ async def test_the_clusters_own_names_do_not_depend_on_them(tmp_path: Path) -> N
     """The role of another time, without them: ready all the same, and an error says what to add."""
     policy = Policy.of([yaml.safe_load(RULES)])
     async with ApiServer(policy=policy, tokens={"t": "dns"}, bootstrap=True) as api:
-        api.create(DEFINITION)
+        api.create(SERVICE_IMPORTS)
         api.create(IMPORTED)
         (tmp_path / "kubeconfig").write_text(api.kubeconfig())
         environ = {"KUBECONFIG": str(tmp_path / "kubeconfig"), "KUBERNETES_SERVICE_HOST": ""}
