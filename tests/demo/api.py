@@ -265,14 +265,25 @@ def _resolved(dns: str, name: str) -> set[str] | None:
 
 
 def addresses_of(dns: str, name: str) -> set[str]:
+    """A records in the answer to one query, from a socket of its own."""
+    with dns_socket(dns) as sock:
+        return look_up(sock, name)
+
+
+def dns_socket(dns: str) -> socket.socket:
+    """A UDP socket for queries to a server; a second is its patience."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(1.0)
+    sock.connect((dns, 53))
+    return sock
+
+
+def look_up(sock: socket.socket, name: str) -> set[str]:
     """A records in the answer to one query. RFC 1035 §4.1; names in the answer are skipped, not read."""
     question = b"".join(bytes([len(label)]) + label.encode() for label in name.rstrip(".").split(".")) + b"\0"
     query = struct.pack("!6H", 0x2A2A, 0x0100, 1, 0, 0, 0) + question + struct.pack("!2H", 1, 1)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(1.0)
-        sock.connect((dns, 53))
-        sock.send(query)
-        reply = sock.recv(4096)
+    sock.send(query)
+    reply = sock.recv(4096)
     found, at = set(), len(query)
     for _ in range(struct.unpack_from("!H", reply, 6)[0]):
         while reply[at] and reply[at] < 0xC0:

@@ -1,6 +1,8 @@
-"""`python -m tests.e2e.lookups SERVER NAME`: UDP queries all the time, one retry each after a second.
+"""`python -m tests.e2e.lookups SERVER NAME [one-socket]`: UDP queries all the time, one retry each after a second.
 
-Runs inside the guest until SIGTERM, then prints what it met with: {"count", "retried", "lost": [[seconds, what], ...]}.
+From a new socket each, as a C library does, or all from one, as some resolvers do: the proxy then sees one flow that
+never ends. Runs inside the guest until SIGTERM, then prints what it met with:
+{"count", "retried", "lost": [[seconds, what], ...]}.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import signal
 import sys
 import time
 
-from tests.demo.api import addresses_of
+from tests.demo.api import addresses_of, dns_socket, look_up
 
 _INTERVAL_S = 0.02
 
 
-def main(server: str, name: str) -> None:
+def main(server: str, name: str, sockets: str = "") -> None:
     """Ask until told to stop."""
+    shared = dns_socket(server) if sockets == "one-socket" else None
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     started = time.monotonic()
@@ -28,7 +31,7 @@ def main(server: str, name: str) -> None:
         failures = 0
         for _ in range(2):
             try:
-                if addresses_of(server, name):
+                if look_up(shared, name) if shared else addresses_of(server, name):
                     break
                 what = "no address"
             except OSError as error:  # a timeout, or refused
@@ -42,4 +45,4 @@ def main(server: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])
