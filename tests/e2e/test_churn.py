@@ -14,6 +14,8 @@ from tests.lab.kernel.outcomes import servers
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
 CHURN_S = 60.0
+ROUNDS = 10
+"""At least so many, however busy the machine."""
 STREAMS = (
     ("client", "10.96.20.1:80", "tcp"),
     ("client", "[fd00:10:96::20:1]:80", "tcp"),
@@ -35,7 +37,7 @@ def test_no_connection_fails(cluster: Cluster) -> None:
     deadline = time.monotonic() + CHURN_S
     rounds = 0
     for pod in itertools.cycle(("web-1", "web-2", "web-3")):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and rounds >= ROUNDS:
             break
         cluster.call(api.scale_up, spare, "10.96.20.1:80")
         cluster.call(api.set_ready, "demo", pod, False)
@@ -48,6 +50,5 @@ def test_no_connection_fails(cluster: Cluster) -> None:
     time.sleep(_STEP_S)
     reports = {stream: traffic.stop() for stream, traffic in streams.items()}
     assert {stream: report.failures for stream, report in reports.items()} == {stream: [] for stream in STREAMS}
-    assert rounds > 10
     assert all(set(report.answers) == {"web-1", "web-2", "web-3", "web-4"} for report in reports.values())
     assert set(servers(cluster.host("client").connect("10.96.20.1:80", count=6))) == {"web-1", "web-2", "web-3"}
