@@ -35,8 +35,7 @@ def test_no_connection_fails(cluster: Cluster) -> None:
     }
     spare = objects.spare_pods()["web-4"]
     deadline = time.monotonic() + CHURN_S
-    rounds = 0
-    for pod in itertools.cycle(("web-1", "web-2", "web-3")):
+    for rounds, pod in enumerate(itertools.cycle(("web-1", "web-2", "web-3"))):
         if time.monotonic() > deadline and rounds >= ROUNDS:
             break
         cluster.call(api.scale_up, spare, "10.96.20.1:80")
@@ -46,7 +45,6 @@ def test_no_connection_fails(cluster: Cluster) -> None:
         cluster.call(api.delete, "Pod", "demo", "web-4")
         time.sleep(_STEP_S)
         cluster.call(api.finish, "demo", "web-4")
-        rounds += 1
     time.sleep(_STEP_S)
     reports = {stream: traffic.stop() for stream, traffic in streams.items()}
     assert {stream: report.failures for stream, report in reports.items()} == {stream: [] for stream in STREAMS}
