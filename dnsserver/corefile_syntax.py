@@ -72,7 +72,7 @@ class Token(NamedTuple):
     """The logical line of its last character: quoted words may span several."""
     quoted: bool = False
     unclosed: bool = False
-    """Its quote is still open where the text ends."""
+    """Its quote was still open where the text ends."""
 
     @property
     def opens(self) -> bool:
@@ -118,7 +118,7 @@ class Syntax(msgspec.Struct, frozen=True):
 
 
 def tokenize(text: str, file: str) -> list[Token]:
-    """The words of `text`. Never fails: an unclosed quote ends with the text, and its word says so."""
+    """The words of `text`. Never fails: an unclosed quote ends with its line, and its word says so."""
     tokens: list[Token] = []
     word: list[str] = []
     line = row = 1
@@ -147,7 +147,7 @@ def tokenize(text: str, file: str) -> list[Token]:
             newline = text.find("\n", at)
             at = size if newline < 0 else newline
         elif char == '"' and not word:
-            start, start_row = line, row
+            start, start_row, opening = line, row, at
             while at < size and text[at] != '"':
                 if text[at] == "\\" and text[at + 1 : at + 2] == '"':
                     at += 1
@@ -156,8 +156,14 @@ def tokenize(text: str, file: str) -> list[Token]:
                     row += 1
                 word.append(text[at])
                 at += 1
+            if at == size:
+                # What follows is read as if the quote ended with its line, so that other problems are found, too.
+                at = newline if (newline := text.find("\n", opening)) >= 0 else size
+                word[:], line, row = text[opening:at], start, start_row
+                finish(quoted=True, unclosed=True)
+                continue
             at += 1
-            finish(quoted=True, unclosed=at > size)
+            finish(quoted=True)
         else:
             if not word:
                 start, start_row = line, row
@@ -190,8 +196,6 @@ class _Parser:
         self._env = env
         self._bases = {file: base}
         self._problems: list[CorefileProblem] = []
-        self._torn = False
-        """Whether an open quote has swallowed what would have closed braces."""
         self._tokens = self._words(text, file)
         self._rows = self._tokens[-1].end_row if self._tokens else 0
         self._splices: list[int] = []
@@ -210,9 +214,9 @@ class _Parser:
 
     def _words(self, text: str, file: str) -> list[Token]:
         words = tokenize(text, file)
-        if words and words[-1].unclosed:
-            self._torn = True
-            self._complain(words[-1], "a quote is never closed", "add the missing '\"'")
+        for word in words:
+            if word.unclosed:
+                self._complain(word, "a quote is never closed", "add the missing '\"'")
         return words
 
     # -- cursor
@@ -296,7 +300,7 @@ class _Parser:
                 self._import(token)
             else:
                 found.append(self._line(token))
-        if opening is not None and not self._torn:
+        if opening is not None:
             self._complain(opening, "'{' is never closed", "add the missing '}'")
         return tuple(found)
 
@@ -336,8 +340,7 @@ class _Parser:
                 break
             body.append(token)
         else:
-            if not self._torn:
-                self._complain(at, f"snippet '({name})' is never closed", "add the missing '}'")
+            self._complain(at, f"snippet '({name})' is never closed", "add the missing '}'")
         if name in self._snippets:
             self._complain(at, f"snippet '({name})' is defined twice", "give one of them another name")
         self._snippets.setdefault(name, body)

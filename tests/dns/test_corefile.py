@@ -674,6 +674,14 @@ def test_a_mistake_in_an_option(case: str) -> None:
         ("", ["Corefile: no server block; write at least .:53 { forward . /etc/resolv.conf }"]),
         (".:53 {\n whoami\n", ["Corefile:1: '{' is never closed; add the missing '}'"]),
         (".:53 {\n forward . \"192.0.2.1\n}\n", ["Corefile:2: a quote is never closed; add the missing '\"'"]),
+        (
+            ".:53 {\n log . \"x\n whomi\n",
+            [
+                "Corefile:1: '{' is never closed; add the missing '}'",
+                "Corefile:2: a quote is never closed; add the missing '\"'",
+                "Corefile:3: 'whomi' is no plugin; did you mean 'whoami'?",
+            ],
+        ),
         ("(s) {\n log . \"x\n}\n. {\n import s\n}\n", ["Corefile:2: a quote is never closed; add the missing '\"'"]),
         (".:53 {\n whoami\n}\n}\n", ["Corefile:4: unexpected '}'; no block is open here: remove it"]),
         (".:53{\n whoami\n}\n", ["Corefile:1: '.:53{' has no space before its brace; write '.:53 {'"]),
