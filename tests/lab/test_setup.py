@@ -1,4 +1,4 @@
-"""tools/setup on machines that lack something: what it runs, what it tells people. Commands of root's are only noted."""
+"""tools/setup on machines that lack something: what it runs, what it tells people. Commands of root are only noted."""
 
 from __future__ import annotations
 
