@@ -24,7 +24,7 @@ from dnsserver.message import Message, Rcode
 from dnsserver.names import from_text
 from dnsserver.wire import Reject, accept, parse_reply
 from kubecore.model import LoadBalancerIngress
-from tests.dns.cluster import config, namespace, piece, service, zone_of
+from tests.dns.cluster import config, imported, namespace, piece, service, service_import, zone_of
 from tests.dns.notation import question
 
 EXTERNAL = ExternalConfig(zones=(from_text("ext.example"),), headless=True)
@@ -40,7 +40,16 @@ ZONE = zone_of(
     service("default/inner", to="web.default.svc.cluster.local"),
     service("default/loop", to="loop.default.svc.cluster.local"),
     service("default/lb", "10.96.0.3", "http:80", ingress=(LoadBalancerIngress(hostname="lb.example.org"),)),
-    settings=config("cluster.local 10.in-addr.arpa ip6.arpa", pods=PodsMode.INSECURE),
+    service_import("default/web", "10.42.0.1", "http:80"),
+    service_import("default/set", "None", "pg:5432"),
+    imported("default/set", "east", "172.16.0.1=db-0/zone-a 172.16.0.2", "pg:5432"),
+    imported("default/set", "", "172.17.0.1=db-0", "pg:5432"),
+    settings=config(
+        "cluster.local set.local 10.in-addr.arpa ip6.arpa",
+        pods=PodsMode.INSECURE,
+        zonal=True,
+        multicluster="set.local",
+    ),
     local="10.244.0.1",
 )
 
@@ -51,6 +60,10 @@ SEEDS = [
         "web.default.svc.cluster.local. A",
         "_pg._tcp.db.default.svc.cluster.local. SRV",
         "db.default.svc.cluster.local. A",
+        "a.pin._zone.db.default.svc.cluster.local. A",
+        "a.prefer._zone.db.default.svc.cluster.local. SRV",
+        "_pg._tcp.set.default.svc.set.local. SRV",
+        "db-0.east.set.default.svc.set.local. A",
         "alias.default.svc.cluster.local. AAAA",
         "inner.default.svc.cluster.local. A",
         "loop.default.svc.cluster.local. A",
