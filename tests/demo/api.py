@@ -32,6 +32,8 @@ KINDS = {
 }
 _MERGE = "application/merge-patch+json"
 _TIMEOUT_S = 10.0
+_PATIENCE_S = 25.0
+"""A change takes milliseconds; this is for a machine that has much else to do."""
 _ENOUGH = 12
 _TRY_S = 0.2
 """A SYN that comes too early is unanswered, and the kernel sends the next after a second: better to try anew."""
@@ -163,7 +165,7 @@ def _set_ready(api: Api, namespace: str, pod: str, ready: bool) -> None:
     api.patch("Pod", namespace, pod, verdict, "/status")
 
 
-def scale_up(kubeconfig: str, pod: Object, target: str, within_s: float = 10.0) -> float:
+def scale_up(kubeconfig: str, pod: Object, target: str, within_s: float = _PATIENCE_S) -> float:
     """Seconds from a new pod's becoming ready to the first answer from it through `target`."""
     api = Api(kubeconfig)
     status = pod["status"]
@@ -176,7 +178,7 @@ def scale_up(kubeconfig: str, pod: Object, target: str, within_s: float = 10.0) 
     return time.monotonic() - started
 
 
-def make_unready(kubeconfig: str, namespace: str, pod: str, target: str, within_s: float = 10.0) -> float:
+def make_unready(kubeconfig: str, namespace: str, pod: str, target: str, within_s: float = _PATIENCE_S) -> float:
     """Seconds from a failed readiness probe to the last new connection that still reached the pod."""
     started = time.monotonic()
     _set_ready(Api(kubeconfig), namespace, pod, ready=False)
@@ -189,7 +191,9 @@ def make_unready(kubeconfig: str, namespace: str, pod: str, target: str, within_
     return last
 
 
-def replace_service(kubeconfig: str, service: Object, dns: str, name: str, within_s: float = 10.0) -> dict[str, float]:
+def replace_service(
+    kubeconfig: str, service: Object, dns: str, name: str, within_s: float = _PATIENCE_S
+) -> dict[str, float]:
     """Delete a Service, await that its name is gone, make it anew; seconds until each step is seen by a client.
 
     Args:
@@ -212,12 +216,12 @@ def replace_service(kubeconfig: str, service: Object, dns: str, name: str, withi
     return {"gone_s": gone, "resolved_s": resolved, "answered_s": time.monotonic() - started}
 
 
-def until_answered(_: str, target: str, servers: Sequence[str] = (), within_s: float = 10.0) -> None:
+def until_answered(_: str, target: str, servers: Sequence[str] = (), within_s: float = _PATIENCE_S) -> None:
     """Returns when somebody (one of `servers`) answers at `target`. Raises TimeoutError."""
     _await_answer(target, set(servers), within_s)
 
 
-def until_left(_: str, target: str, server: str, within_s: float = 10.0) -> None:
+def until_left(_: str, target: str, server: str, within_s: float = _PATIENCE_S) -> None:
     """Returns when `target` leads to others than `server`, so many times on end that it is no chance.
 
     Raises TimeoutError.

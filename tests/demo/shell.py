@@ -28,13 +28,16 @@ def run(cluster: Cluster, report: Report) -> None:
     rc.write_text(_RC.format(kubeconfig=cluster.pod_kubeconfig, python=sys.executable, net=cluster.net.name))
     report.section("A shell in the pod `client`; exit ends the cluster")
     spare = (objects.OWN / "scale-up.yaml").relative_to(ROOT)
-    for line in (
-        "dig web.demo.svc.cluster.local, curl http://web/      names and Services, as any pod sees them",
-        "kube get services | pods | endpointslices [NAME]      objects; kube edit, apply -f, delete change them",
-        f"kube apply -f {spare}    one more pod behind web",
-        "on node-a ipvsadm -Ln, on outside curl http://192.168.50.10:30081/    a command on another host",
-        "hosts                                                  which hosts there are",
+    for command, what in (
+        ("dig web.demo.svc.cluster.local", "names, as any pod sees them"),
+        ("curl http://web/", "Services, likewise"),
+        ("kube get services", "or pods, endpointslices …; with a NAME as YAML"),
+        ("kube edit service web", "in $EDITOR; also kube delete KIND NAME"),
+        (f"kube apply -f {spare}", "one more pod behind web"),
+        ("on node-a ipvsadm -Ln", "a command on another host"),
+        ("on outside curl http://192.168.50.10:30081/", "a node port"),
+        ("hosts", "which hosts there are"),
     ):
-        report.say(f"  {line}")
+        report.say(f"  {command:34} {what}")
     report.console.file.flush()
     cluster.host("client").shell(rc)
