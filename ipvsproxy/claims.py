@@ -6,7 +6,9 @@ Knows: the order of precedence. Must not know: how a Service comes to ask. Used 
 from __future__ import annotations
 
 from collections.abc import Container, Hashable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+import msgspec
 
 from ipvsproxy.model import VirtualServerKey
 from ipvsproxy.serviceplan import Entry
@@ -15,70 +17,70 @@ from kubecore.model import ObjectKey
 K = TypeVar("K", bound=Hashable)
 
 
-class Claim(NamedTuple):
-    """A Service's wish for a virtual server. The smallest claim holds it.
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """A Service's wish for a virtual server. That of the lowest rank holds it."""
 
-    What the API server allocated (ClusterIP, node port) outranks what a user wrote (externalIPs, ingress): nobody can
-    take another's ClusterIP (CVE-2020-8554). Then the older Service, then the name decides, so every node agrees.
-    """
-
-    written: bool
     created_s: float
     service: ObjectKey
+    entry: Entry
 
-    @classmethod
-    def of(cls, entry: Entry, created_s: float, service: ObjectKey) -> Claim:
-        """The claim that goes with `entry`."""
-        return cls(not entry.allocated, created_s, service)
+    @property
+    def rank(self) -> tuple[bool, float, ObjectKey]:
+        """What the API server allocated (ClusterIP, node port) outranks what a user wrote (externalIPs, ingress).
+
+        Nobody can take another's ClusterIP (CVE-2020-8554). Then the older Service, then the name decides, so that
+        every node agrees.
+        """
+        return not self.entry.allocated, self.created_s, self.service
 
 
 class Claims:
     """Claims on virtual servers. Contested ones are few, so only those have a list."""
 
     def __init__(self) -> None:
-        self._held: dict[VirtualServerKey, tuple[Claim, Entry]] = {}
-        self._waiting: dict[VirtualServerKey, dict[ObjectKey, tuple[Claim, Entry]]] = {}
+        self._held: dict[VirtualServerKey, Claim] = {}
+        self._waiting: dict[VirtualServerKey, dict[ObjectKey, Claim]] = {}
 
     def holder(self, key: VirtualServerKey) -> ObjectKey | None:
         """The Service that holds `key`."""
         held = self._held.get(key)
-        return held[0].service if held else None
+        return held.service if held else None
 
     def held(self, key: VirtualServerKey) -> Entry | None:
         """What the holder wants at `key`."""
         held = self._held.get(key)
-        return held[1] if held else None
+        return held.entry if held else None
 
-    def put(self, claim: Claim, entry: Entry) -> set[ObjectKey]:
+    def put(self, claim: Claim) -> set[ObjectKey]:
         """Add or renew a claim; returns the other Services that won or lost by it."""
-        key = entry.server.key
+        key = claim.entry.server.key
         held = self._held.get(key)
-        if held is None or held[0].service == claim.service:
+        if held is None or held.service == claim.service:
             before = self.take(key, claim.service) if held else set()
             if key not in self._held:
-                self._held[key] = (claim, entry)
+                self._held[key] = claim
                 return before
             held = self._held[key]
-        if claim < held[0]:
+        if claim.rank < held.rank:
             self._waiting.setdefault(key, {}).pop(claim.service, None)
-            self._waiting[key][held[0].service] = held
-            self._held[key] = (claim, entry)
-            return {held[0].service}
-        self._waiting.setdefault(key, {})[claim.service] = (claim, entry)
-        return {held[0].service}
+            self._waiting[key][held.service] = held
+            self._held[key] = claim
+            return {held.service}
+        self._waiting.setdefault(key, {})[claim.service] = claim
+        return {held.service}
 
     def take(self, key: VirtualServerKey, service: ObjectKey) -> set[ObjectKey]:
         """Withdraw a claim; returns the other Services that won by it."""
         waiting = self._waiting.get(key)
         held = self._held.get(key)
         won: set[ObjectKey] = set()
-        if held is not None and held[0].service == service:
+        if held is not None and held.service == service:
             del self._held[key]
             if waiting:
-                heir = min(waiting.values(), key=lambda c: c[0])
-                del waiting[heir[0].service]
+                heir = min(waiting.values(), key=lambda c: c.rank)
+                del waiting[heir.service]
                 self._held[key] = heir
-                won = {heir[0].service}
+                won = {heir.service}
         elif waiting:
             waiting.pop(service, None)
         if waiting is not None and not waiting:

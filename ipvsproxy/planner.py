@@ -157,7 +157,7 @@ class Planner:
                 if source != new.sources[family_of(vip)]:
                     self.desired.vips[vip] = new.sources[family_of(vip)]
                     delta.vips[vip] = None
-        if old.node.name != new.node.name:
+        if old.node.name != new.node.name or old.node.families != new.node.families:
             self._update(state, in_order(state, self._plans), delta)
             return
         needs = _differing(old, new)
@@ -190,7 +190,7 @@ class Planner:
             for entry in new.entries:
                 if same.get(entry.server.key) != entry:
                     before = self._claims.held(entry.server.key)
-                    affected |= self._claims.put(Claim.of(entry, new.created_s, key), entry)
+                    affected |= self._claims.put(Claim(new.created_s, key, entry))
                     self._settle(entry.server.key, before, delta)
         else:
             del self._plans[key]
