@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -215,17 +214,6 @@ class Daemon:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         reply: dict[str, Any] = await self._client.request(method, path, body, content_type=kind)
         return reply
-
-
-def families_here(root: Path = Path("/proc")) -> tuple[Family, ...]:
-    """Address families this network namespace has: IPv4 always, IPv6 unless it is absent or disabled."""
-    disabled = root / "sys/net/ipv6/conf/all/disable_ipv6"
-    if not (root / "net/if_inet6").exists():
-        return (4,)
-    try:
-        return (4,) if disabled.read_text().strip() == "1" else (4, 6)
-    except OSError:
-        return (4, 6)
 
 
 def stop_on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:

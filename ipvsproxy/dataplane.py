@@ -152,6 +152,8 @@ class HostNetwork(msgspec.Struct, frozen=True, gc=False):
     links: tuple[Link, ...] = ()
     gateways: frozenset[str] = frozenset()
     """Next hops of the unicast routes of every table."""
+    families: tuple[Family, ...] = (4, 6)
+    """Address families that this network namespace has."""
 
 
 class DataPlane(Interface):

@@ -35,6 +35,8 @@ class NodeView(msgspec.Struct, frozen=True):
     """On-link gateways of this node's routes."""
     node_addresses: frozenset[str] = frozenset()
     """InternalIPs and ExternalIPs of every Node known, this one's included."""
+    families: tuple[Family, ...] = (4, 6)
+    """Address families it has; of another one nothing is served here."""
 
     def primary_of(self, family: Family) -> str:
         """The primary address of that family; empty if there is none."""
@@ -50,6 +52,7 @@ def node_view(
     gateways: Iterable[str] = (),
     nodes: Iterable[Node] = (),
     bind_address: str = "",
+    families: tuple[Family, ...] = (4, 6),
 ) -> NodeView:
     """The node's picture from its object (None: not known yet), the kernel's addresses and every Node.
 
@@ -61,6 +64,7 @@ def node_view(
         gateways: canonical addresses of on-link gateways.
         nodes: every Node of the cluster, as far as watched.
         bind_address: `bindAddress`; a specified one is the primary address of its family.
+        families: address families of the kernel.
     """
     kernel = {a for a in addresses if a.interface != DEVICE}
     own = (*node.internal_ips, *node.external_ips) if node else ()
@@ -83,4 +87,5 @@ def node_view(
         links=tuple(sorted(link for link in links if link.name != DEVICE)),
         gateways=frozenset(gateways),
         node_addresses=frozenset(everyone),
+        families=families,
     )

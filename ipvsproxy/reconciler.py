@@ -322,6 +322,7 @@ class Reconciler:
             gateways=self._host.gateways,
             nodes=nodes.values(),
             bind_address=self._config.bind_address,
+            families=self._host.families,
         )
 
     def _note_node(self, own: Node | None) -> None:

@@ -163,7 +163,8 @@ class _Planning:
         external_local = is_external_local(service)
         families = []  # a VIP without a port would be reachable for nothing
         if service.ports:
-            families = [(f, ip) for f, ip in cluster_ips(service) if self._may_have(ip, "clusterIP")]
+            here = self.site.node.families
+            families = [(f, ip) for f, ip in cluster_ips(service) if f in here and self._may_have(ip, "clusterIP")]
         for family, cluster_ip in families:
             externals = list(self._externals(family))
             self._claim(cluster_ip, "clusterIP")

@@ -88,6 +88,7 @@ async def operations(config: Config, node_name: str, state: ClusterState) -> lis
         gateways=host.gateways,
         nodes=state.nodes.values(),
         bind_address=config.bind_address,
+        families=host.families,
     )
     # As `run`, but where the kernel's list is not to be seen nothing is tried out: a look changes nothing.
     schedulers = listed_schedulers() or ALL_SCHEDULERS

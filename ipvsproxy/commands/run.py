@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
 async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> int:
     from prometheus_client import disable_created_metrics  # noqa: PLC0415
 
-    from ipvsproxy.daemon import Daemon, families_here, stop_on_signals  # noqa: PLC0415
+    from ipvsproxy.daemon import Daemon, stop_on_signals  # noqa: PLC0415
+    from ipvsproxy.kernel.host import families_here  # noqa: PLC0415
     from ipvsproxy.kernel.plane import KernelDataPlane  # noqa: PLC0415
     from ipvsproxy.kernel.preflight import check, prepare  # noqa: PLC0415
     from ipvsproxy.sources import CLUSTER, WATCHED  # noqa: PLC0415

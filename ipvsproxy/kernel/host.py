@@ -10,6 +10,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from ipvsproxy.dataplane import (
     AddVip,
@@ -25,6 +26,7 @@ from ipvsproxy.kernel import rtnetlink
 from ipvsproxy.kernel.netlink import Failure, Netlink
 from ipvsproxy.kernel.rtnetlink import AddressInfo, LinkInfo, VipRoute
 from ipvsproxy.model import DEVICE, InterfaceAddress, Link
+from kubecore.model import Family
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _READS = 5
@@ -178,5 +180,19 @@ class Host:
             if a.usable and a.interface in names
         )
         return HostNetwork(
-            tuple(sorted(addresses)), tuple(sorted(Link(link.name, link.kind) for link in links)), frozenset(gateways)
+            tuple(sorted(addresses)),
+            tuple(sorted(Link(link.name, link.kind) for link in links)),
+            frozenset(gateways),
+            families_here(),
         )
+
+
+def families_here(root: Path = Path("/proc")) -> tuple[Family, ...]:
+    """Address families this network namespace has: IPv4 always, IPv6 unless it is absent or disabled."""
+    disabled = root / "sys/net/ipv6/conf/all/disable_ipv6"
+    if not (root / "net/if_inet6").exists():
+        return (4,)
+    try:
+        return (4,) if disabled.read_text().strip() == "1" else (4, 6)
+    except OSError:
+        return (4, 6)

@@ -111,6 +111,8 @@ async def prepare(config: Config, findings: Findings, root: Path = Path("/proc/s
     host = Host()
     try:
         await host.ensure_device()
+        for setting in sysctl.device6(root):
+            sysctl.write(setting, root)
     finally:
         host.close()
 

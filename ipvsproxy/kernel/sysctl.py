@@ -16,6 +16,7 @@ from typing import NamedTuple
 import structlog
 
 from ipvsproxy.config import Conntrack, Ipvs
+from ipvsproxy.model import DEVICE
 from kubecore import log
 
 _log = structlog.get_logger()
@@ -96,6 +97,13 @@ def forwarding6(root: Path = Path("/proc/sys")) -> Iterator[Setting]:
             if accept.parent.name not in ("all", "lo") and accept.read_text().strip() == "1":
                 yield Setting(str(accept.relative_to(root)), 2)
     yield Setting("net/ipv6/conf/all/forwarding", 1)
+
+
+def device6(root: Path = Path("/proc/sys")) -> Iterator[Setting]:
+    """IPv6 on kube-ipvs0, which takes no VIP route without it: new devices may have it off by default."""
+    everywhere = root / "net/ipv6/conf/all/disable_ipv6"
+    if everywhere.exists() and everywhere.read_text().strip() == "0":
+        yield Setting(f"net/ipv6/conf/{DEVICE}/disable_ipv6", 0, optional=True)
 
 
 def write(setting: Setting, root: Path = Path("/proc/sys")) -> bool:

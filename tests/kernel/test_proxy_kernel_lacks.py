@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from kubecore.model import ServiceType
+from tests.builders import service
 from tests.lab.kernel.fixtures import refuse
 from tests.lab.kernel.lab import GuestDiedError, Lab, NoKernelError
-from tests.lab.kernel.net import Host, Result
-from tests.proxy_daemon import IPVSPROXY
+from tests.lab.kernel.net import Host, Net, Result
+from tests.proxy_daemon import IPVSPROXY, NODE, STARTED, THIS, backends, manifest
 
 pytestmark = pytest.mark.kernel
 
@@ -20,10 +23,11 @@ CLUSTER = ("--source", str(SOURCE), "--node", "node-a")
 
 
 @contextmanager
-def node_without(*initcalls: str) -> Iterator[Host]:
-    """A host in a kernel that does not start these of its built-in modules."""
+def node_without(*initcalls: str, arguments: tuple[str, ...] = ()) -> Iterator[Host]:
+    """A host in a kernel that does not start these of its built-in modules, booted with these `arguments`."""
+    blacklist = [f"initcall_blacklist={','.join(initcalls)}"] if initcalls else []
     try:
-        lab = Lab.start(kernel_arguments=[f"initcall_blacklist={','.join(initcalls)}"])
+        lab = Lab.start(kernel_arguments=[*blacklist, *arguments])
     except (NoKernelError, GuestDiedError) as error:
         refuse(str(error))
     with lab, lab.net() as net:
@@ -70,3 +74,44 @@ def test_no_dummy_device() -> None:
         result = said(node, "run", *CLUSTER)
         assert result.code == 1
         assert "cannot make kube-ipvs0: load module dummy" in result.stderr
+
+
+def dual_stack(directory: Path) -> tuple[str, ...]:
+    """Arguments for a node with a Service of both families."""
+    both = [service("web", "10.96.0.1 fd00:96::1", "80@30080", type=ServiceType.NODE_PORT), THIS]
+    for number, obj in enumerate([*both, *backends("web", "p1 p2")]):
+        (directory / f"{number}.json").write_text(json.dumps(manifest(obj)))
+    return ("--source", str(directory), "--node", THIS.name)
+
+
+def serves_ipv4_alone(node: Host, options: tuple[str, ...]) -> None:
+    node.ip(["link add eth0 type dummy", "link set eth0 up", f"address add {NODE}/24 dev eth0"])
+    daemon = node.popen([*IPVSPROXY, "run", *options])
+    daemon.wait_for_log(STARTED, timeout_s=60)
+    assert {line.split()[2] for line in node.ipvs_rules()} == {"10.96.0.1:80", f"{NODE}:30080"}
+    health = json.loads(node.run("curl -s 127.0.0.1:10256/livez").stdout)
+    assert set(health["status"]) == {"IPv4"}
+    assert "degraded" not in health
+    assert said(node, "diff", *options).code == 0
+    assert daemon.stop() == 0
+    assert said(node, "cleanup").code == 0
+    assert node.ipvs_rules() == []
+
+
+def test_no_ipv6(tmp_path: Path) -> None:
+    with node_without(arguments=("ipv6.disable=1",)) as node:
+        serves_ipv4_alone(node, dual_stack(tmp_path))
+
+
+def test_ipv6_switched_off(net: Net, tmp_path: Path) -> None:
+    off = dict.fromkeys(("net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6"), "1")
+    serves_ipv4_alone(net.host("node", sysctls=off), dual_stack(tmp_path))
+
+
+def test_ipv6_off_by_default(net: Net, tmp_path: Path) -> None:
+    """Only for devices made from now on, and kube-ipvs0 is one."""
+    node = net.host("node", sysctls={"net.ipv6.conf.default.disable_ipv6": "1"})
+    daemon = node.popen([*IPVSPROXY, "run", *dual_stack(tmp_path)])
+    daemon.wait_for_log(STARTED, timeout_s=60)
+    assert "local fd00:96::1" in node.run("ip -6 route show table local proto 87").stdout
+    assert daemon.stop() == 0

@@ -8,7 +8,7 @@ from ipvsproxy.config import Additions, Config, Ipvs, NodePortAddresses
 from ipvsproxy.model import Scheduler
 from kubecore.model import LoadBalancerIngress, Node, Service, ServiceType
 from tests.builders import endpoint_slice, service
-from tests.proxy import elements, expect, planned, reasons, shown, view, vips
+from tests.proxy import cluster, elements, expect, planned, reasons, shown, view, vips
 
 NODE_PORT = ServiceType.NODE_PORT
 LOAD_BALANCER = ServiceType.LOAD_BALANCER
@@ -89,6 +89,16 @@ def test_families_of_the_service_not_of_its_addresses() -> None:
     assert [line.split()[2] for line in shown(planned(web))] == ["10.96.0.1:80", "192.168.1.1:30080"]
     old = service("web", "10.96.0.1 fd00::1", "80", ip_families=())
     assert vips(planned(old)) == {"10.96.0.1"}
+
+
+def test_a_node_without_ipv6_serves_the_other_family_alone() -> None:
+    web = service("web", "10.96.0.1 fd00:96::1", "80@30080", type=LOAD_BALANCER, external_ips=("2001:db8::1",))
+    old = view("eth0=192.168.1.1/24", families=(4,))
+    plan = planned(web, node=old)
+    assert [line.split()[2] for line in shown(plan)] == ["10.96.0.1:80", "192.168.1.1:30080"]
+    assert vips(plan) == {"10.96.0.1"}
+    plan.set_node(cluster(web), view("eth0=192.168.1.1/24"))
+    assert vips(plan) == {"10.96.0.1", "fd00:96::1", "2001:db8::1"}, "IPv6 was switched on"
 
 
 def test_headless_slices_are_not_endpoints() -> None:

@@ -114,6 +114,8 @@ class Agent:
         """Makes a namespace and writes its sysctls (`net.ipv4.ip_forward`)."""
         namespaces.create(name)
         rtnetlink.configure(name, [("up", "lo")])
+        if not _has_ipv6():
+            sysctls = {k: v for k, v in sysctls.items() if not k.startswith("net.ipv6.")}
         await self.op_sysctls(name, sysctls)
 
     async def op_sysctls(self, namespace: str, sysctls: dict[str, str]) -> None:
@@ -365,6 +367,11 @@ def _request(line: bytes) -> dict[str, Any]:
         request = json.loads(path.read_bytes())
         path.unlink()
     return request
+
+
+def _has_ipv6() -> bool:
+    """False after a boot with `ipv6.disable=1`."""
+    return Path("/proc/sys/net/ipv6").exists()
 
 
 def _write_sysctl(key: str, value: str) -> None:
