@@ -36,6 +36,7 @@ MAX_IN_FLIGHT = 4096
 QUERY_TIMEOUT_S = 8.0
 """Nothing waits longer for a chain; plugins have shorter limits of their own."""
 MAX_UDP_PAYLOAD_BYTES = 65507
+"""What an IPv4 datagram holds: 65535 less the headers of IP and UDP."""
 
 Reply = Callable[[bytes | None], None]
 
@@ -230,7 +231,7 @@ class Server:
             and (zone_here is None or zone_here.cut(lower) is None)
         )
         shows = zone_here.serial_of(lower) if zone_here is not None and lasting is Lasting.UNTIL_SERIAL else None
-        return Fast(prepared, tag, cell, match.chain.bufsize or 65535, counts_down, shows)
+        return Fast(prepared, tag, cell, _most(match.chain), counts_down, shows)
 
     def _from_udp(self, front: Front, data: bytes, peer: udp.Peer, listener: udp.UdpListener) -> None:
         def reply(message: bytes | None) -> None:
@@ -314,7 +315,7 @@ class Server:
 
     @staticmethod
     def _limit(chain: Chain, query: Query) -> int | None:
-        return min(chain.bufsize or MAX_UDP_PAYLOAD_BYTES, MAX_UDP_PAYLOAD_BYTES) if query.transport == "udp" else None
+        return _most(chain) if query.transport == "udp" else None
 
     def _count(  # noqa: PLR0917
         self, front: Front, zone: str, query: Query, rcode: int, replied: int, plugin: str, began_s: float
@@ -388,6 +389,11 @@ class Server:
 
 _NEVER_FAST = frozenset({QType.DS, QType.ANY, QType.AXFR, QType.IXFR, QType.OPT, QType.HINFO})
 """HINFO is what the loop plugin probes with."""
+
+
+def _most(chain: Chain) -> int:
+    """Bytes of the longest reply over UDP, whatever the client takes."""
+    return min(chain.bufsize or MAX_UDP_PAYLOAD_BYTES, MAX_UDP_PAYLOAD_BYTES)
 
 
 def _only_counts_down(chain: Chain) -> bool:

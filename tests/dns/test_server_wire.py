@@ -24,7 +24,7 @@ CHAOS = "    chaos cluster-dns team@example.org\n    any\n"
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    manifests = "---\n".join([MANIFESTS, big_headless(100, "hundred"), big_headless(4000, "thousands")])
+    manifests = "---\n".join([MANIFESTS, big_headless(100, "hundred"), big_headless(4000, "thousands"), big_headless(4200, "more")])
     with server(manifests=manifests, more=CHAOS) as found:
         yield found
 
@@ -196,6 +196,14 @@ def test_what_does_not_fit_is_cut_and_says_so(running: Running, size: int | None
     whole = dns.query.tcp(query, "127.0.0.1", port=running.port, timeout=5)
     assert not whole.flags & dns.flags.TC
     assert len(next(iter(whole.answer))) == 4000
+
+
+def test_a_datagram_is_never_longer_than_ipv4_allows(running: Running) -> None:
+    for name in ("more.default.svc.cluster.local", "More.default.svc.cluster.local"):
+        reply = over_udp(running.port, header(counts=(1, 0, 0, 1)) + question(name) + opt(size=65535))
+        assert reply is not None
+        assert 65507 - 40 < len(reply) <= 65507
+        assert dns.message.from_wire(reply).flags & dns.flags.TC
 
 
 def test_what_fits_is_whole(running: Running) -> None:
