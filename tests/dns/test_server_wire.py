@@ -24,7 +24,9 @@ CHAOS = "    chaos cluster-dns team@example.org\n    any\n"
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    manifests = "---\n".join([MANIFESTS, big_headless(100, "hundred"), big_headless(4000, "thousands"), big_headless(4200, "more")])
+    manifests = "---\n".join(
+        [MANIFESTS, big_headless(100, "hundred"), big_headless(4000, "thousands"), big_headless(4200, "more")]
+    )
     with server(manifests=manifests, more=CHAOS) as found:
         yield found
 
