@@ -42,7 +42,9 @@ class Scenario(NamedTuple):
 
     name: str
     queries: Path
-    random_case: bool
+    random_case: bool = False
+    alone: bool = False
+    """The peers do not know these names."""
 
 
 class Api:
@@ -117,11 +119,13 @@ def measure(run: Callable[[], dict[str, Any]], pids: list[int]) -> dict[str, Any
     return result
 
 
-def warm_up(binary: Path, peer: peers.Peer, queries: Path) -> None:
+def warm_up(binary: Path, peer: peers.Peer, scenario: Scenario) -> None:
     """Ask everything several times over, so that caches are full; the slow first answers are not what is compared."""
     answered = 0
     for _ in range(30):
-        answered += load.generate(binary, peer.port, queries, seconds=1, cpu=LOAD_CPU)["received"]
+        answered += load.generate(
+            binary, peer.port, scenario.queries, seconds=1, cpu=LOAD_CPU, random_case=scenario.random_case
+        )["received"]
         if answered > 4 * load.SERVICES:
             return
     raise RuntimeError(f"{peer.name} answers too slowly to be compared")
@@ -131,13 +135,14 @@ def compare(
     binary: Path, servers: dict[str, peers.Peer], scenarios: list[Scenario], rounds: int, seconds: float
 ) -> dict[str, Any]:
     """CPU time per query of every server in every scenario: rounds, medians, ratios to NSD."""
-    raw: dict[str, dict[str, list[dict[str, Any]]]] = {s.name: {n: [] for n in servers} for s in scenarios}
+    raw: dict[str, dict[str, list[dict[str, Any]]]] = {s.name: {} for s in scenarios}
+    asked = {s.name: {n: p for n, p in servers.items() if n == "ours" or not s.alone} for s in scenarios}
     for scenario in scenarios:
-        for peer in servers.values():
-            warm_up(binary, peer, scenario.queries)
+        for peer in asked[scenario.name].values():
+            warm_up(binary, peer, scenario)
     for _ in range(rounds):
         for scenario in scenarios:
-            for name, peer in servers.items():
+            for name, peer in asked[scenario.name].items():
 
                 def run(peer: peers.Peer = peer, scenario: Scenario = scenario) -> dict[str, Any]:
                     return load.generate(
@@ -149,14 +154,14 @@ def compare(
                         random_case=scenario.random_case,
                     )
 
-                raw[scenario.name][name].append(measure(run, peer.pids))
+                raw[scenario.name].setdefault(name, []).append(measure(run, peer.pids))
     out: dict[str, Any] = {}
     for scenario_name, by_server in raw.items():
         out[scenario_name] = {
             name: {
                 "cpu_us": statistics.median(r["cpu_us"] for r in runs),
                 "to_nsd": statistics.median(
-                    r["cpu_us"] / base["cpu_us"] for r, base in zip(runs, by_server["nsd"], strict=True)
+                    r["cpu_us"] / base["cpu_us"] for r, base in zip(runs, by_server.get("nsd", runs), strict=True)
                 ),
                 "qps": statistics.median(r["qps"] for r in runs),
                 "p99_us": statistics.median(r["p99_us"] for r in runs),
@@ -214,8 +219,13 @@ def show(results: dict[str, Any], console: Console) -> None:
     for column in ("scenario", *names, "target ÷ NSD"):
         table.add_column(column, justify="left" if column == "scenario" else "right")
     for scenario, by_server in results["compare"].items():
-        cells = [f"{by_server[n]['cpu_us']:.2f} ({by_server[n]['to_nsd']:.2f})" for n in names]
-        table.add_row(scenario, *cells, f"≤ {TARGETS[scenario]}")
+        cells = [
+            (f"{by_server[n]['cpu_us']:.2f}" + (f" ({by_server[n]['to_nsd']:.2f})" if "nsd" in by_server else ""))
+            if n in by_server
+            else "-"
+            for n in names
+        ]
+        table.add_row(scenario, *cells, f"≤ {TARGETS[scenario]}" if scenario in TARGETS else "")
     console.print(table)
     other = Table(
         title=f"{load.SERVICES:,} Services, {load.SERVICES * load.ENDPOINTS_EACH:,} endpoints", show_header=False
@@ -252,6 +262,9 @@ def failures(results: dict[str, Any]) -> list[str]:
     missed = []
     for scenario, by_server in results["compare"].items():
         ours = by_server["ours"]
+        missed += [f"{scenario}: {name} answered wrongly" for name, r in by_server.items() if r["wrong"]]
+        if scenario not in TARGETS:
+            continue
         if ours["to_nsd"] > TARGETS[scenario]:
             missed.append(f"{scenario}: {ours['to_nsd']:.2f} x NSD, wanted {TARGETS[scenario]}")
         missed += [
@@ -259,7 +272,6 @@ def failures(results: dict[str, Any]) -> list[str]:
             for name in ("unbound", "dnsmasq")
             if name in by_server and ours["cpu_us"] > by_server[name]["cpu_us"]
         ]
-        missed += [f"{scenario}: {name} answered wrongly" for name, r in by_server.items() if r["wrong"]]
     checks = (
         ("zone build", results["zone"]["build_s"], 3.0),
         ("one change, us", results["zone"]["change_us"], 1000),
@@ -311,10 +323,14 @@ def main() -> int:
             servers[peer_name] = stack.enter_context(start(directory, nsd.port))
             peers.wait_for(servers[peer_name].port, FIRST_CLUSTER)
         scenarios = [
-            Scenario("repeated", cluster, random_case=False),
+            Scenario("repeated", cluster),
             Scenario("fresh 0x20 case", cluster, random_case=True),
-            Scenario("cached external", external, random_case=False),
+            Scenario("cached external", external),
         ]
+        for alone, shapes in ((False, load.shaped_questions()), (True, load.own_questions())):
+            for n, (shape, questions) in enumerate(shapes):
+                written = load.write_queries(directory / f"shape-{alone}-{n}", questions)
+                scenarios.append(Scenario(shape, written, alone=alone))
         results["compare"] = compare(binary, servers, scenarios, args.rounds, args.seconds)
         results["large"]["rss_after_load_mb"] = load.rss_mb(ours.pids)
     show(results, console)

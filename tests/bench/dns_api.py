@@ -12,7 +12,7 @@ import random
 import sys
 from pathlib import Path
 
-from tests.bench.dns_load import SERVICES, namespace_objects, service_object, slice_object
+from tests.bench.dns_load import SERVICES, headless_objects, namespace_objects, service_object, slice_object
 from tests.lab.apiserver import ApiServer
 
 
@@ -24,6 +24,8 @@ async def main(kubeconfig: Path) -> None:
         for i in range(SERVICES):
             server.put(service_object(i))
             server.put(slice_object(i))
+        for obj in headless_objects():
+            server.put(obj)
         await asyncio.to_thread(kubeconfig.write_text, server.kubeconfig())
         print("ready", flush=True)
         rate = [0]

@@ -19,6 +19,9 @@ SERVICES = 10_000
 ENDPOINTS_EACH = 10
 EXTERNAL_NAMES = 5_000
 NAMESPACES = 100
+HEADLESS_SIZES = (3, 10, 100)
+HEADLESS_EACH = 20
+"""Headless Services of each of these sizes, beside the others."""
 ZONE = "cluster.local"
 EXTERNAL = "example"
 
@@ -84,6 +87,44 @@ def slice_object(i: int, turn: int = 0) -> JSON:
     }
 
 
+def headless_name(size: int, i: int) -> str:
+    """The i-th headless Service with so many endpoints."""
+    return f"set-{size:03d}-{i:02d}"
+
+
+def headless_addresses(size: int, i: int) -> list[str]:
+    """Its endpoints'."""
+    return [f"10.{100 + size % 100}.{i}.{k + 1}" for k in range(size)]
+
+
+def headless_objects() -> Iterator[JSON]:
+    """The headless Services, all in the first namespace."""
+    for size in HEADLESS_SIZES:
+        for i in range(HEADLESS_EACH):
+            name = headless_name(size, i)
+            service, piece = service_object(0), slice_object(0)
+            for obj, called in ((service, name), (piece, f"{name}-x")):
+                obj["metadata"] = {"name": called, "namespace": "ns-000"}
+            service["spec"] |= {"clusterIP": "None", "clusterIPs": ["None"]}
+            piece["metadata"]["labels"] = {"kubernetes.io/service-name": name}
+            piece["endpoints"] = [
+                {"addresses": [address], "conditions": {"ready": True}} for address in headless_addresses(size, i)
+            ]
+            yield service
+            yield piece
+
+
+def cluster_addresses() -> Iterator[tuple[str, str]]:
+    """Every name with an address, and each of its addresses: what the peers serve."""
+    for i in range(SERVICES):
+        namespace, name = service_name(i)
+        yield f"{name}.{namespace}.svc.{ZONE}", cluster_ip(i)
+    for size in HEADLESS_SIZES:
+        for i in range(HEADLESS_EACH):
+            for address in headless_addresses(size, i):
+                yield f"{headless_name(size, i)}.ns-000.svc.{ZONE}", address
+
+
 def namespace_objects() -> Iterator[JSON]:
     """The namespaces."""
     for i in range(NAMESPACES):
@@ -92,7 +133,7 @@ def namespace_objects() -> Iterator[JSON]:
 
 # -- questions
 
-A, AAAA = 1, 28
+A, PTR, AAAA, SRV = 1, 12, 28, 33
 
 
 def query(name: str, qtype: int, *, udp_size: int = 1232) -> bytes:
@@ -110,6 +151,25 @@ def cluster_questions() -> Iterator[tuple[str, int]]:
         if kind == 9:
             name = f"no-such-{i:05d}"
         yield f"{name}.{namespace}.svc.{ZONE}", AAAA if kind in {3, 6} else A
+
+
+def shaped_questions() -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """What else clients ask much, by shape: names of the search path that do not exist, sets, pods, reverse names."""
+    some = [service_name(i) for i in range(0, SERVICES, 5)]
+    yield "search path", [(f"{name}.{ns}.svc.{ZONE}.{ns}.svc.{ZONE}", A) for ns, name in some]
+    yield "search path, foreign", [(f"www.{name}.{EXTERNAL}.svc.{ZONE}", A) for _, name in some]
+    yield "AAAA without data", [(f"{name}.{ns}.svc.{ZONE}", AAAA) for ns, name in some]
+    for size in HEADLESS_SIZES:
+        yield f"headless, {size}", [(f"{headless_name(size, i)}.ns-000.svc.{ZONE}", A) for i in range(HEADLESS_EACH)]
+
+
+def own_questions() -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """The same for shapes that only a cluster's server knows by itself."""
+    some = range(0, SERVICES, 5)
+    ns = [service_name(i)[0] for i in some]
+    yield "SRV", [(f"_http._tcp.{service_name(i)[1]}.{service_name(i)[0]}.svc.{ZONE}", SRV) for i in some]
+    yield "pods", [(f"10-1-{i >> 8}-{i & 255}.{n}.pod.{ZONE}", A) for i, n in zip(some, ns, strict=True)]
+    yield "PTR", [(".".join(reversed(cluster_ip(i).split("."))) + ".in-addr.arpa", PTR) for i in some]
 
 
 def external_questions() -> Iterator[tuple[str, int]]:

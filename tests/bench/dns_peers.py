@@ -17,13 +17,11 @@ from pathlib import Path
 from tests.bench.dns_load import (
     EXTERNAL,
     EXTERNAL_NAMES,
-    SERVICES,
     ZONE,
-    cluster_ip,
+    cluster_addresses,
     family_of,
     on_cpu,
     query,
-    service_name,
 )
 
 SERVER_CPU = 0
@@ -97,12 +95,6 @@ def running(name: str, port: int, command: list[str], directory: Path, **env: st
             process.wait()
 
 
-def _cluster_records() -> Iterator[tuple[str, str]]:
-    for i in range(SERVICES):
-        namespace, name = service_name(i)
-        yield f"{name}.{namespace}.svc.{ZONE}", cluster_ip(i)
-
-
 def _external_records() -> Iterator[tuple[str, str]]:
     for i in range(EXTERNAL_NAMES):
         yield f"www-{i:05d}.site.{EXTERNAL}", f"198.51.{i >> 8 & 255}.{i & 255}"
@@ -112,7 +104,7 @@ def nsd(directory: Path) -> contextlib.AbstractContextManager[Peer]:
     """NSD with both zones."""
     port, home = free_port(), directory / "nsd"
     home.mkdir()
-    for zone, records in ((ZONE, _cluster_records()), (EXTERNAL, _external_records())):
+    for zone, records in ((ZONE, cluster_addresses()), (EXTERNAL, _external_records())):
         lines = [
             f"$ORIGIN {zone}.",
             f"@ 3600 SOA ns.{zone}. hostmaster.{zone}. 1 7200 1800 86400 3600",
@@ -150,7 +142,7 @@ zone:
 def unbound(directory: Path, upstream: int) -> contextlib.AbstractContextManager[Peer]:
     """Unbound with the cluster's names as local data, the rest forwarded."""
     port, conf = free_port(), directory / "unbound.conf"
-    data = "\n".join(f'  local-data: "{name}. 30 A {address}"' for name, address in _cluster_records())
+    data = "\n".join(f'  local-data: "{name}. 30 A {address}"' for name, address in cluster_addresses())
     conf.write_text(
         f"""server:
   interface: 127.0.0.1@{port}
@@ -180,7 +172,7 @@ forward-zone:
 def dnsmasq(directory: Path, upstream: int) -> contextlib.AbstractContextManager[Peer]:
     """Dnsmasq with the cluster's names as host records, the rest forwarded."""
     port, conf = free_port(), directory / "dnsmasq.conf"
-    records = "\n".join(f"host-record={name},{address},30" for name, address in _cluster_records())
+    records = "\n".join(f"host-record={name},{address},30" for name, address in cluster_addresses())
     conf.write_text(
         f"""port={port}
 listen-address=127.0.0.1
