@@ -285,7 +285,7 @@ def answers_alike(old: ServiceNames, new: ServiceNames) -> bool:
     """Whether the two Services' own fields (slices aside) give the same answers."""
     a, b = old.service, new.service
     return (
-        a.type is b.type
+        old.is_alias == new.is_alias
         and a.headless == b.headless
         and a.cluster_ips == b.cluster_ips
         and a.external_name == b.external_name

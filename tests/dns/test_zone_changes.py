@@ -12,7 +12,7 @@ from dnsserver.config import PodsMode
 from dnsserver.message import Prepared
 from dnsserver.services import differing_pairs, slice_pairs
 from dnsserver.zone import Zone
-from kubecore.model import Endpoint, EndpointSlice, KubeObject
+from kubecore.model import Endpoint, EndpointSlice, KubeObject, ServiceType
 from kubecore.selectors import LabelSelector
 from kubecore.snapshot import ClusterState
 from tests.dns.cluster import SERIAL, config, namespace, piece, pod, put, remove, service, state_of
@@ -135,6 +135,7 @@ METADATA: list[KubeObject] = [
     piece("default/set", "10.244.0.1=a 10.244.0.2=b 10.244.0.9!", "pg:5432"),
     namespace("default", team="x"),
     pod("default/p", "10.244.0.1"),
+    msgspec.structs.replace(WEB, type=ServiceType.LOAD_BALANCER),
     msgspec.structs.replace(WEB, source_ranges=("10.0.0.0/8",), affinity_timeout_s=3),
 ]
 
