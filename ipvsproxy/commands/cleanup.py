@@ -49,18 +49,21 @@ def run(args: argparse.Namespace) -> int:
     async def clean() -> list[str]:
         if args.kube_proxy_rules:
             return await _remove_kube_proxys_rules()
-        async with await KernelDataPlane.open() as dataplane:
-            done = await clean_up(dataplane, kube_proxy=args.kube_proxy)
+        done = []
+        try:
+            kernel = await KernelDataPlane.open()
+        except Unsupported as error:
+            # Without IPVS there can be no virtual server; say so, for it may be a mistake of the user's.
+            tell(f"nothing to remove: {describe(error)}")
+        else:
+            async with kernel as dataplane:
+                done = await clean_up(dataplane, kube_proxy=args.kube_proxy)
         if args.kube_proxy:
             done += await _remove_kube_proxys_rules()
         return done
 
     try:
         done = asyncio.run(clean())
-    except Unsupported as error:
-        # Without IPVS in the kernel there can be no virtual server; say so, for it may be a mistake of the user's.
-        tell(f"nothing to remove: {describe(error)}")
-        return 0
     except DataplaneError as error:
         tell(f"ipvsproxy: not everything could be removed: {describe(error)}; try again once that is put right")
         return 1

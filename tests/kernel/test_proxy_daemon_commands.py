@@ -79,6 +79,16 @@ def test_without_privileges(site: Site, command: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_cleanup_without_nft_is_not_done(site: Site) -> None:
+    site.start()
+    assert site.stop() == 0
+    result = site.node.run([*IPVSPROXY, "cleanup"], env={"PATH": "/nonexistent"}, check=False)
+    assert result.code == 1
+    assert "nft is not there: install package nftables; try again" in result.stderr
+    assert site.command("cleanup").code == 0
+    assert "ipvsproxy" not in site.node.run("nft list tables").stdout
+
+
 def test_init_only_and_then_net_admin_alone(site: Site) -> None:
     """With /proc/sys read-only, as in a container."""
     result = site.command("run", "--init-only", *site.options())
