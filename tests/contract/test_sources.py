@@ -127,7 +127,16 @@ async def ground(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         ApiClient(Access(server.url, Fixed(), "test"), user_agent="test/1") as client,
     ):
         server.create(SERVICE_IMPORTS)
+        ticking = asyncio.create_task(_node_leases(server))
         yield ApiGround(server, client)
+        ticking.cancel()
+
+
+async def _node_leases(server: ApiServer) -> None:
+    """In a cluster something always moves the version, and so there are bookmarks."""
+    while True:
+        server.storage.version += 1
+        await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager

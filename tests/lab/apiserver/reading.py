@@ -96,11 +96,17 @@ def _where(storage: Storage, query: Query) -> tuple[int | None, Key | None]:
     return version, None
 
 
-def known_version(storage: Storage, text: str) -> int:
-    """A resourceVersion as a number, 0 for none. Raises Refusal (400, 504) for one that is none or not reached yet."""
+def version_number(text: str) -> int:
+    """A resourceVersion as a number, 0 for none. Raises Refusal (500) for one that is none."""
     if text and not text.isdigit():
-        raise status.bad_request(f'invalid resource version "{text}"')
-    version = int(text or 0)
+        problem = f'strconv.ParseUint: parsing "{text}": invalid syntax'
+        raise status.Refusal(500, "", f'resourceVersion: Invalid value: "{text}": {problem}')
+    return int(text or 0)
+
+
+def known_version(storage: Storage, text: str) -> int:
+    """The same. Raises Refusal (504) for one that is not reached yet, too."""
+    version = version_number(text)
     if version > storage.version:
         raise status.too_large(version, storage.version)
     return version

@@ -13,7 +13,7 @@ from aiohttp import web
 from tests.lab.apiserver import status
 from tests.lab.apiserver.faults import Fault, Faults
 from tests.lab.apiserver.kinds import Kind, Object
-from tests.lab.apiserver.reading import known_version, selection
+from tests.lab.apiserver.reading import selection, version_number
 from tests.lab.apiserver.storage import Change, Storage, Stored
 
 _STREAM_FAULTS = ("cut", "eof", "stall", "error_event", "garbage")
@@ -34,6 +34,8 @@ class Watch:
         self._storage = storage
         self._selected = selected
         self._version = version
+        self._began = version
+        """A bookmark is sent only for a later version."""
         self._head = b'{"kind":"%s","apiVersion":"%s",' % (kind.kind.encode(), kind.api_version.encode())
 
     @property
@@ -46,7 +48,7 @@ class Watch:
             if self._version < self._storage.compacted:
                 yield self._too_old()
             return
-        self._version = self._storage.version
+        self._version = self._began = self._storage.version
         for stored in list(self._storage.page(self._kind.storage_key, None, None)):
             if self._selected(stored.value):
                 yield self._line(b"ADDED", stored), True
@@ -67,7 +69,7 @@ class Watch:
 
     def bookmark(self) -> Iterator[Line]:
         """How far this watch is; only directly after `drain`."""
-        if not self._table_changes:
+        if not self._table_changes and self._storage.version > self._began:
             self._version = self._storage.version
             yield self._bookmark({}), False
 
@@ -114,7 +116,8 @@ class Options:
         if (initial is None) != (rule is None) or rule not in (None, "NotOlderThan"):
             problem = "Forbidden: sendInitialEvents and resourceVersionMatch=NotOlderThan are given together or not"
             raise status.bad_list_options("resourceVersionMatch", problem)
-        self.version = known_version(storage, query.get("resourceVersion", ""))
+        # A version that is not reached yet is no error here: nothing is sent before it is.
+        self.version = version_number(query.get("resourceVersion", ""))
         self.listed = self.version == 0 if initial is None else initial == "true"
         self.mark = initial == "true"
         self.bookmarks = query.get("allowWatchBookmarks") in ("1", "true")
