@@ -298,7 +298,7 @@ def _port_answer(service: Service) -> list[tuple[object, ...]]:
 
 
 def slices_alike(old: EndpointSlice, new: EndpointSlice, *, zonal: bool = False) -> bool:
-    """Whether the two slices have the same ports and ready endpoints in the same order; `zonal`: in the same zones too."""
+    """Whether the two slices have the same ports and ready endpoints in the same order; `zonal`: and the same zones."""
     if old is new:
         return True
     if zonal and [e.zone for e in old.endpoints if e.ready] != [e.zone for e in new.endpoints if e.ready]:
