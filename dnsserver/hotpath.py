@@ -192,6 +192,8 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     """Instead of tails."""
     record_bytes: int
     cuts: Cuts | None
+    usual: bool
+    """Has one tail, that is right for a while and for any case: needs none of `fitting` where it is short enough."""
     asked: tuple[int, bool]
     """Bytes of the query, DO."""
     cell_of: Callable[[int, int, bool], Cell] | None
@@ -361,8 +363,17 @@ class HotPath:
         question = lower + key[end:split]
         table = self._young.tables[variant.number]
         plain = lower == name
-        memo = self._old.memo.pop(key, None) if plain else None
         entry = table.get(question)
+        if entry is not None and entry.usual and not plain:
+            shows = entry.shows
+            tail = (
+                entry.tail if shows is None else entry.tail[:_SERIAL_AT] + _serial(shows) + entry.tail[_AFTER_SERIAL:]
+            )
+            reply = entry.head + key[10:split] + tail + shape.opt + entry.options
+            if len(reply) <= shape.limit and len(reply) <= entry.limit:
+                entry.cell.hits += 1
+                return reply
+        memo = self._old.memo.pop(key, None) if plain else None
         if entry is not None and entry.second is not None and entry.second != self._second:
             entry = None
         if entry is None and memo is None:
@@ -469,6 +480,7 @@ class HotPath:
             ring,
             prepared.record_bytes,
             prepared.cuts,
+            ring is None and rotation is None and second is None and not prepared.lower_only,
             (asked, variant.do),
             fast.cell if prepared.record_bytes or prepared.cuts else None,
         )
