@@ -5,11 +5,12 @@ Must not know any plugin. Called by the plugins and by `chain`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -36,6 +37,25 @@ class Service(Protocol):
     async def close(self) -> None:
         """End; everything it opened is closed."""
         ...
+
+
+class Background:
+    """At most one coroutine that runs beside a plugin."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, work: Coroutine[None, None, None]) -> None:
+        """Run it."""
+        self._task = asyncio.create_task(work)
+
+    async def end(self) -> None:
+        """Stop it, if it runs."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
 
 
 async def end_of_chain(query: Query) -> Message | None:

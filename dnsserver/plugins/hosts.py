@@ -6,7 +6,6 @@ Source: hosts(5); RFC 4592 §2.1.1 is deliberately not followed by `*.`: it stan
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import time
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ import structlog
 from dnsserver import names, records
 from dnsserver.corefile_model import HostsConfig, Zones
 from dnsserver.message import RR, Handler, Message, QClass, QType, Query
-from dnsserver.plugins.base import Environment, failure, falls_through, within
+from dnsserver.plugins.base import Background, Environment, failure, falls_through, within
 from kubecore.log import HOSTS_FILE_LOADED, HOSTS_FILE_UNREADABLE
 
 _log = structlog.get_logger()
@@ -79,21 +78,17 @@ class Hosts:
         self._inline = parse(config.inline, config.zones)
         self._table = self._inline
         self._seen: tuple[float, int] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     async def start(self) -> None:
         """Read the file, and look at it every `reload_s` from then on."""
         await self.refresh()
         if self._config.reload_s > 0:
-            self._task = asyncio.create_task(self._watch())
+            self._background.begin(self._watch())
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._background.end()
 
     async def _watch(self) -> None:
         while True:

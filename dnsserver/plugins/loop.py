@@ -8,13 +8,12 @@ the probe is repeated until the loop is gone.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import structlog
 
 from dnsserver import names
 from dnsserver.message import Handler, Message, QClass, QType, Query, Question
-from dnsserver.plugins.base import REFUSED, Environment, failure
+from dnsserver.plugins.base import REFUSED, Background, Environment, failure
 from kubecore.log import FORWARD_LOOP_ENDED, FORWARD_LOOP_FOUND
 
 _log = structlog.get_logger()
@@ -39,7 +38,7 @@ class Loop:
         self._probe = self._new_probe()
         self._seen = False
         self._looped = False
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     def _new_probe(self) -> bytes:
         labels = (b"%016x" % self._rng.getrandbits(64), b"%016x" % self._rng.getrandbits(64))
@@ -52,15 +51,11 @@ class Loop:
 
     async def start(self) -> None:
         """Begin to probe."""
-        self._task = asyncio.create_task(self._probe_on())
+        self._background.begin(self._probe_on())
 
     async def close(self) -> None:
         """Stop probing."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._background.end()
 
     async def _probe_on(self) -> None:
         before = 0.0

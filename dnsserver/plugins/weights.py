@@ -13,7 +13,6 @@ Source: the weight file of CoreDNS' `loadbalance`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from dnsserver import names
+from dnsserver.plugins.base import Background
 from kubecore import log
 
 _log = structlog.get_logger()
@@ -77,7 +77,7 @@ class WeightFile:
         self._path = path
         self._reload_s = reload_s
         self._seen: tuple[int, int] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     async def start(self) -> None:
         """Read the file, and look at it every `reload_s` from then on.
@@ -92,15 +92,11 @@ class WeightFile:
         except OSError as error:
             raise WeightFileError(f"{self._path}: {error.strerror}; loadbalance takes its weights there") from None
         if self._reload_s > 0:
-            self._task = asyncio.create_task(self._watch())
+            self._background.begin(self._watch())
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._background.end()
 
     async def _watch(self) -> None:
         while True:
