@@ -252,9 +252,17 @@ class Connection:
 
 
 async def attempt(
-    namespace: str, target: str, transport: str, *, source: str | None, source_port: int, timeout_s: float, reset: bool
+    namespace: str,
+    target: str,
+    transport: str,
+    *,
+    source: str | None,
+    source_port: int,
+    timeout_s: float,
+    reset: bool,
+    tries: int = 1,
 ) -> Outcome:
-    """One connection (or datagram) and its answer."""
+    """One connection (or datagram) and its answer; without one the question is asked `tries` times."""
     try:
         connection = await Connection.open(
             namespace, target, transport, source=source, source_port=source_port, timeout_s=timeout_s
@@ -262,7 +270,10 @@ async def attempt(
     except OSError as error:
         return failure_of(error)
     try:
-        return await connection.ask(timeout_s)
+        outcome = await connection.ask(timeout_s)
+        while outcome == TIMEOUT and (tries := tries - 1) > 0:
+            outcome = await connection.ask(timeout_s)
+        return outcome
     finally:
         connection.close(reset=reset)
 
