@@ -495,7 +495,7 @@ async def test_prefetch_renews_behind_the_reply() -> None:
             clock.now_s += 35
             assert (await ask("www.test. A")).ttls == [15]
             await _until(lambda: len(upstream.queries) == 2)
-            assert (await ask("www.test. A")).ttls == [100]
+            await _until_renewed(ask, 100)
             assert ask.counter("coredns_cache_prefetch_total") == 1
 
 
@@ -505,6 +505,15 @@ async def _until(true: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     pytest.fail("did not become true")
+
+
+async def _until_renewed(ask: Ask, ttl_s: int) -> None:
+    """Wait for the reply to what the upstream was asked behind ours."""
+    for _ in range(100):
+        if (await ask("www.test. A")).ttls == [ttl_s]:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("was not renewed")
 
 
 class Switch:
@@ -540,7 +549,7 @@ async def test_stale_replies_while_the_source_fails(mode: str) -> None:
             clock.now_s += 40
             await ask("www.test. A")
             await _until(lambda: len(upstream.queries) == 3)
-            assert (await ask("www.test. A")).ttls == [30]
+            await _until_renewed(ask, 30)
             clock.now_s += 3700
             source.behave = failing("SERVFAIL")
             assert (await ask("www.test. A")).rcode == "SERVFAIL"
