@@ -211,7 +211,9 @@ def test_metrics_probes_and_settings(site: Site) -> None:
     assert any("default/web" in line for line in ours), "counters of a virtual server name its Service"
     assert site.get("http://127.0.0.1:10249/proxyMode") == (200, "ipvs")
     assert site.get("http://127.0.0.1:10249/healthz") == (200, "ok")
-    assert 'kubernetes_healthcheck{name="IPv4",type="healthz"} 1.0' in site.get("http://127.0.0.1:10249/metrics/slis")[1]
+    assert (
+        'kubernetes_healthcheck{name="IPv4",type="healthz"} 1.0' in site.get("http://127.0.0.1:10249/metrics/slis")[1]
+    )
     status, body = site.get("http://127.0.0.1:10249/configz")
     assert (status, json.loads(body)["ipvsproxy"]["ipvs"]["scheduler"]) == (200, "rr")
     for path in ("healthz", "livez"):
