@@ -1,7 +1,7 @@
 """Builds the lab's user-mode Linux kernel from Debian's kernel source: `python -m tests.lab.kernel.build`.
 
-Knows where the source comes from, how it is configured and where the result is cached. Knows nothing about booting it.
-Called by `make kernel`, and by `boot` when a kernel is needed and none is cached.
+Knows where the source comes from, how it is configured, where the result is cached and whether it is whole. Knows
+nothing about booting it. Called by `make kernel`, and by `lab` when a kernel is needed and none is cached.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -22,9 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIG = Path(__file__).with_name("uml.config")
+SETUP = Path(__file__).resolve().parents[3] / "tools" / "setup"
 SOURCES = Path("/usr/src")
-BUILD_PACKAGES = ("linux-source", "gcc", "make", "flex", "bison", "bc", "xz-utils", "libc6-dev")
-BUILD_TOOLS = ("gcc", "make", "flex", "bison", "bc", "xz", "strip")
+BUILD_TOOLS = ("gcc", "make", "flex", "bison", "bc", "strip")
+# The unpacked source and the objects take 1.9 GB with Linux 6.12, 2.2 GB with 7.2, until the build is over.
+NEEDED_BYTES = 2_500_000_000
+_CHECK_TIMEOUT_S = 20
+# What follows this line in uml.config is asked for, and not missed.
+_NOT_IN_EVERY_VERSION = "# Not in every version:"
 _OPTION = re.compile(r"(CONFIG_\w+)=(.+)")
 # The kernel's version (6.1.140), from the first lines of its Makefile.
 _MAKEFILE_VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL)\s*=\s*(\d+)", re.MULTILINE)
@@ -55,47 +62,89 @@ def cache_directory() -> Path:
 def installed_source() -> Source | None:
     """The newest `linux-source-X.Y` archive under /usr/src, or None."""
     found = []
-    for archive in SOURCES.glob("linux-source-*.tar*"):
-        if match := re.match(r"linux-source-(\d+(?:\.\d+)*)\.tar", archive.name):
-            found.append(Source(tuple(int(part) for part in match[1].split(".")), archive))
     # Ubuntu keeps the archive in a directory of its own.
-    for archive in SOURCES.glob("linux-source-*/linux-source-*.tar*"):
+    for archive in (*SOURCES.glob("linux-source-*.tar*"), *SOURCES.glob("linux-source-*/linux-source-*.tar*")):
         if match := re.match(r"linux-source-(\d+(?:\.\d+)*)\.tar", archive.name):
             found.append(Source(tuple(int(part) for part in match[1].split(".")), archive))
     return max(found, default=None)
 
 
 def cached_kernel() -> Path | None:
-    """The kernel built from this configuration and the installed source (with no source: the newest), or None."""
+    """The kernel built from this configuration and the installed source (with no source: the newest), or None.
+
+    One that does not run is none.
+    """
     source = installed_source()
-    if source is not None:
-        path = _kernel_path(source)
-        return path if path.exists() else None
-    candidates = cache_directory().glob(f"linux-*-{_config_hash()}-*")
-    return max((path for path in candidates if os.access(path, os.X_OK)), default=None)
+    candidates = [_kernel_path(source)] if source else cache_directory().glob(f"linux-*-{_config_hash()}-*")
+    return max((path for path in candidates if path.exists() and defect(path) is None), default=None)
+
+
+def defect(kernel: Path) -> str | None:
+    """What keeps a built kernel from running: cut short, or made for another C library; None when nothing does."""
+    try:
+        done = subprocess.run(
+            [kernel, "--version"], capture_output=True, text=True, timeout=_CHECK_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode != 0:
+        return f"`{kernel} --version` ended with {done.returncode} {done.stderr.strip()}".rstrip()
+    if not _whole(kernel):
+        return f"{kernel} is cut short"
+    return None
+
+
+def _whole(kernel: Path) -> bool:
+    # The table of sections ends a file made by strip: e_shoff at byte 40, e_shentsize at 58, e_shnum at 60.
+    with kernel.open("rb") as file:
+        head = file.read(64)
+    offset = int.from_bytes(head[40:48], "little")
+    size = int.from_bytes(head[58:60], "little") * int.from_bytes(head[60:62], "little")
+    return 0 < offset + size <= kernel.stat().st_size
 
 
 def build(*, jobs: int | None = None, verbose: bool = True) -> Path:
-    """The path of the built kernel, built now when it is not cached (4 to 6 minutes on two cores).
+    """The path of the built kernel, built now when none that runs is cached (4 to 6 minutes on two cores).
 
     Idempotent, and safe to run in parallel: builders wait for each other, and the result appears by an atomic rename.
 
     Raises:
-        KernelBuildError: packages are missing, an option of uml.config did not survive, or the compiler failed.
+        KernelBuildError: packages are missing, there is no room, an option of uml.config did not survive, or the
+            compiler failed.
     """
-    source = _require_source(verbose=verbose)
+    if platform.machine() != "x86_64":
+        raise KernelBuildError(
+            f"the lab's user-mode Linux is for x86_64, and this machine is {platform.machine()}; "
+            "remedy: use the machine's own kernel, as root, with the modules ip_vs, nf_tables, dummy and veth"
+        )
+    source = _require_source()
     target = _kernel_path(source)
-    if target.exists():
+    if cached_kernel() == target:
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(target.with_name(f"{target.name}.lock"), verbose=verbose):
-        if not target.exists():
-            _build_into(source, target, jobs or os.cpu_count() or 1, verbose=verbose)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _exclusive(target.with_name("build.lock"), verbose=verbose):
+            if target.exists() and (wrong := defect(target)):
+                if verbose:
+                    print(f"building the kernel again, as the cached one does not run: {wrong}", flush=True)
+                target.unlink()
+            if not target.exists():
+                _build_into(source, target, jobs or os.cpu_count() or 1, verbose=verbose)
+    except OSError as error:
+        raise KernelBuildError(f"{error}; {_elsewhere(target.parent)}") from error
     return target
 
 
+def _elsewhere(directory: Path) -> str:
+    return (
+        f"the kernel is built and kept in {directory}; remedy: give it {NEEDED_BYTES / 1e9:.1f} GB and the right to "
+        "write, or name another place: XDG_CACHE_HOME=DIR"
+    )
+
+
 def _config_hash() -> str:
-    return hashlib.sha256(CONFIG.read_bytes()).hexdigest()[:12]
+    # Of the options alone: a comment is no reason to build again.
+    return hashlib.sha256(repr(_OPTION.findall(CONFIG.read_text())).encode()).hexdigest()[:12]
 
 
 def _kernel_path(source: Source) -> Path:
@@ -104,27 +153,23 @@ def _kernel_path(source: Source) -> Path:
     return cache_directory() / f"linux-{source.label}-{_config_hash()}-{revision}"
 
 
-def _require_source(*, verbose: bool) -> Source:
-    missing = [tool for tool in BUILD_TOOLS if shutil.which(tool) is None]
+def _require_source() -> Source:
+    """The source to build from, with the tools to build it, both installed now when they are missing and may be."""
+    if _lacking():
+        # Says what it does, and what to do when it cannot.
+        subprocess.run([SETUP, "kernel-build"], stdout=sys.stderr, check=False)
     source = installed_source()
-    if source is not None and not missing:
-        return source
-    packages = " ".join(BUILD_PACKAGES)
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        lacking = ", ".join(missing + ([] if source else ["a kernel source in /usr/src"]))
+    if source is None or _lacking():
         raise KernelBuildError(
-            f"cannot build the lab kernel, lacking {lacking}; remedy: apt-get install {packages} binutils"
+            f"cannot build the lab kernel, lacking {', '.join(_lacking())}; remedy: install the packages of group "
+            f"[kernel-build] in {SETUP.with_name('debian-packages.txt')}, or their like"
         )
-    if verbose:
-        print(f"installing {packages}", flush=True)
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *BUILD_PACKAGES, "binutils"]
-    done = subprocess.run(
-        command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True, check=False
-    )
-    source = installed_source()
-    if done.returncode != 0 or source is None:
-        raise KernelBuildError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout)[-1000:]}")
     return source
+
+
+def _lacking() -> list[str]:
+    source = [] if installed_source() else [f"a kernel's source ({SOURCES}/linux-source-X.Y.tar.xz)"]
+    return [tool for tool in BUILD_TOOLS if shutil.which(tool) is None] + source
 
 
 @contextlib.contextmanager
@@ -141,26 +186,23 @@ def _exclusive(lock: Path, *, verbose: bool) -> Iterator[None]:
 
 def _build_into(source: Source, target: Path, jobs: int, *, verbose: bool) -> None:
     started = time.monotonic()
-    scratch_name = f"building-{target.name}-"
-    for leftover in target.parent.glob(f"{scratch_name}*"):  # of a build that was killed: we hold the lock
+    for leftover in target.parent.glob("building-*"):  # of a build that was killed: we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
+    if (free := shutil.disk_usage(target.parent).free) < NEEDED_BYTES:
+        raise KernelBuildError(f"{free / 1e9:.1f} GB are free, too little; {_elsewhere(target.parent)}")
     # Beside the target, so that the final rename stays on one file system.
-    with tempfile.TemporaryDirectory(prefix=scratch_name, dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f"building-{target.name}-", dir=target.parent) as scratch:
         workdir = Path(scratch)
         if verbose:
             print(f"unpacking {source.archive.name}", flush=True)
-        with tarfile.open(source.archive) as archive:
-            archive.extractall(workdir, filter="tar") if hasattr(tarfile, "tar_filter") else archive.extractall(workdir)
-        (tree,) = [path for path in workdir.iterdir() if (path / "Kconfig").exists()]
+        tree = _unpack(source.archive, workdir)
         output = workdir / "build"
         make = ["make", "-C", str(tree), "ARCH=um", f"O={output}"]
         environment = {**os.environ, "KCONFIG_ALLCONFIG": str(CONFIG)}
-        for variable in (
-            "MAKEFLAGS",
-            "MAKELEVEL",
-            "MFLAGS",
-        ):  # we may run under `make kernel`, whose flags are not ours
+        # We may run under `make kernel`, whose flags are not ours. gcc's own temporary files find room here, too.
+        for variable in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
             environment.pop(variable, None)
+        environment["TMPDIR"] = scratch
         configured = subprocess.run(
             [*make, "allnoconfig"], env=environment, capture_output=True, text=True, check=False
         )
@@ -175,15 +217,46 @@ def _build_into(source: Source, target: Path, jobs: int, *, verbose: bool) -> No
         kernel = output / "linux"
         subprocess.run(["strip", str(kernel)], check=True)
         kernel.chmod(0o755)
+        if wrong := defect(kernel):
+            raise KernelBuildError(f"the kernel was built and does not run: {wrong}")
+        with kernel.open("rb") as file:
+            os.fsync(file.fileno())  # after a power cut there is a whole kernel, or none
         kernel.replace(target)
     if verbose:
         print(f"built {target} in {time.monotonic() - started:.0f} s", flush=True)
 
 
+def _unpack(archive: Path, directory: Path) -> Path:
+    """The kernel's tree within the directory."""
+    try:
+        with tarfile.open(archive) as source:
+            source.extractall(directory, filter="tar") if hasattr(tarfile, "tar_filter") else source.extractall(
+                directory
+            )
+        (tree,) = [path for path in directory.iterdir() if (path / "Kconfig").exists()]
+    except OSError as error:
+        if error.errno is not None:  # no room, no leave; what a broken archive gives has no number
+            raise
+        raise KernelBuildError(_unreadable(archive, error)) from error
+    except Exception as error:  # each of tarfile's decompressors has errors of its own
+        raise KernelBuildError(_unreadable(archive, error)) from error
+    return tree
+
+
+def _unreadable(archive: Path, error: Exception) -> str:
+    package = archive.name.partition(".tar")[0]
+    why = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+    return f"{archive} cannot be unpacked: {why}; remedy: apt-get install --reinstall {package}"
+
+
 def lost_options(wanted: str, configured: str) -> list[str]:
-    """The options of `wanted` (lines of a .config) which `configured` lacks or sets otherwise."""
+    """The options of `wanted` (lines of a .config) which `configured` lacks or sets otherwise.
+
+    Options after the line `# Not in every version:` may be lost.
+    """
     actual = dict(_OPTION.findall(configured))
-    return [f"{name}={value}" for name, value in _OPTION.findall(wanted) if actual.get(name, "n") != value]
+    needed = _OPTION.findall(wanted.partition(_NOT_IN_EVERY_VERSION)[0])
+    return [f"{name}={value}" for name, value in needed if actual.get(name, "n") != value]
 
 
 def _release(tree: Path) -> str:
@@ -216,17 +289,23 @@ def _compile(command: list[str], environment: dict[str, str], release: str, *, v
 
 
 def main() -> int:
-    """Exit code: 0 when there is a kernel for tests (it is named on stdout), 1 with the remedy on stderr."""
+    """Exit code: 0 there is a kernel for tests (named on stdout), 1 there is none (why, on stderr), 130 interrupted."""
     from . import selection
 
+    # A signal ends it as Ctrl-C does: make is stopped and the scratch directory removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if selection.choose().mode == "host":
+        choice = selection.choose()
+        if choice.mode == "host":
             print("the host's own kernel has IPVS and nftables: nothing to build")
         else:
-            print(build())
+            print(choice.kernel or build())
     except KernelBuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: no kernel is built; the same command begins anew", file=sys.stderr)
+        return 130
     return 0
 
 
