@@ -75,6 +75,8 @@ async def _look_at_cluster(kubeconfig: str, server: str) -> ClusterState:
             except ConnectionFailed as error:
                 raise SourceError(f"{error} ({access.origin})") from error
             except ApiError as error:
+                if error.status == 429 or error.status >= 500:
+                    break  # busy or in trouble for now: waited out
                 raise SourceError(f"{access.server}: {error}; {_remedy(error.status)} ({access.origin})") from error
         following = asyncio.create_task(Reflector(client, WATCHED).run(store))
         try:

@@ -329,7 +329,7 @@ def _api_error(status: int, body: bytes, retry_after_s: float | None) -> ApiErro
         told = None
     if isinstance(told, dict) and told.get("kind") == "Status":
         return ApiError(status, str(told.get("reason") or ""), str(told.get("message") or ""), retry_after_s)
-    return ApiError(status, "", body[:200].decode("utf-8", "replace"), retry_after_s)
+    return ApiError(status, "", body[:200].decode("utf-8", "replace").strip(), retry_after_s)
 
 
 def _seconds(header: str | None) -> float | None:

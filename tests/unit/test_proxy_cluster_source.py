@@ -114,6 +114,15 @@ async def test_an_error_in_the_middle_is_waited_out(tmp_path: Path) -> None:
     assert "500" in err
 
 
+async def test_a_server_that_is_busy_is_waited_for(tmp_path: Path) -> None:
+    async with ApiServer(watch_list=False) as server:
+        loaded(server)
+        server.faults.add(Fault("status", resource="services", verb="list", code=429, retry_after_s=1, times=2))
+        code, out, err = await plan(tmp_path, server.kubeconfig())
+    assert (code, out) == (0, GOLDEN.read_text())
+    assert "throttled" in err
+
+
 async def test_another_address_of_the_server(tmp_path: Path) -> None:
     async with ApiServer(tokens={"t": "proxy"}) as server:
         kubeconfig = loaded(server).kubeconfig().replace(server.url, "http://127.0.0.1:1")
