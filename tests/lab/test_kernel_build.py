@@ -174,7 +174,7 @@ def test_a_cache_that_cannot_be_written_is_named(builder: Builder) -> None:
 
 def test_too_little_room_is_told_before_the_build(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(build.shutil, "disk_usage", lambda _: usage(10**10, 9 * 10**9, 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**10, 9 * 10**9, 10**9))
     monkeypatch.setattr(build, "SOURCES", builder.directory)
     monkeypatch.setattr(build, "BUILD_TOOLS", ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(builder.directory / "cache"))
