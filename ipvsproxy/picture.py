@@ -110,16 +110,18 @@ class Picture:
 
     def take_vips(self, found: dict[str, str]) -> dict[str, None]:
         """Take over what a dump said of routes; returns the addresses of which it said something else."""
-        differing = {address: None for address, _ in found.items() ^ self.vips.items()}
-        self.vips = found
+        old, self.vips = self.vips, found
+        differing = {vip: None for vip, source in old.items() if found.get(vip) != source}
+        differing |= {vip: None for vip in found if vip not in old}
         return differing
 
     def take_elements(self, found: Set[Element]) -> dict[Element, None]:
         """Take over what a dump said of our table; returns the elements that came and went."""
-        known = set(self.elements.values())
-        gone, new = known - found, found - known
+        gone = [element for element in self.elements.values() if element not in found]
         for element in gone:
             self._drop_element(element)
+        # What is left is in both; mostly that is all.
+        new = [e for e in found if (e.set, e.key) not in self.elements] if len(found) > len(self.elements) else []
         for element in new:
             self._put_element(element)
         return dict.fromkeys([*gone, *new])

@@ -67,3 +67,16 @@ def test_prefixes_that_may_overlap_change_at_once() -> None:
     (change,) = transactions(before, after)
     assert len(change.delete) == 1500
     assert change.add == tuple(after)
+
+
+def test_what_a_dump_says_is_taken_over_and_told() -> None:
+    kept, lost, found = (sets.service(key, Kind.CLUSTER_IP) for key in SERVERS[:3])
+    claim, renamed = sets.service(SERVERS[3], Kind.EXTERNAL), sets.service(SERVERS[3], Kind.EMPTY)
+    picture = Picture(vips={"10.96.0.1": "", "10.96.0.2": "", "10.96.0.3": ""}, elements=[kept, lost, claim])
+    assert picture.take_elements({kept, found, renamed}) == dict.fromkeys([lost, claim, found, renamed])
+    assert set(picture.elements.values()) == {kept, found, renamed}
+    assert picture.take_elements({kept, found, renamed}) == {}
+    vips = {"10.96.0.1": "", "10.96.0.2": "192.0.2.10", "10.96.0.4": ""}
+    assert picture.take_vips(vips) == dict.fromkeys(["10.96.0.2", "10.96.0.3", "10.96.0.4"])
+    assert picture.vips == vips
+    assert picture.take_vips(dict(vips)) == {}
