@@ -69,7 +69,7 @@ def test_events_and_requests(site: Site) -> None:
     daemon.wait_for_log(STARTED, timeout_s=60)
     assert servers(site.client.connect(VIP, count=2)) == {"p1": 1, "p2": 1}
     assert not {line for line in site.servers() if "10.96.0.9" in line}
-    wanted = {
+    wanted: set[tuple[str, ...]] = {
         ("Normal", "Starting", "StartKubeProxy", "Node n1"),
         ("Warning", "UnknownScheduler", "Plan", "Service web"),
         ("Warning", "AddressNotClaimed", "Plan", "Service node"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kubecore.model import ServiceType
+from kubecore.model import KubeObject, ServiceType
 from tests.builders import service
 from tests.lab.kernel.fixtures import refuse
 from tests.lab.kernel.lab import GuestDiedError, Lab, NoKernelError
@@ -78,8 +78,9 @@ def test_no_dummy_device() -> None:
 
 def dual_stack(directory: Path) -> tuple[str, ...]:
     """Arguments for a node with a Service of both families."""
-    both = [service("web", "10.96.0.1 fd00:96::1", "80@30080", type=ServiceType.NODE_PORT), THIS]
-    for number, obj in enumerate([*both, *backends("web", "p1 p2")]):
+    web = service("web", "10.96.0.1 fd00:96::1", "80@30080", type=ServiceType.NODE_PORT)
+    objects: list[KubeObject] = [web, THIS, *backends("web", "p1 p2")]
+    for number, obj in enumerate(objects):
         (directory / f"{number}.json").write_text(json.dumps(manifest(obj)))
     return ("--source", str(directory), "--node", THIS.name)
 

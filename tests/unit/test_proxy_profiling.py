@@ -21,7 +21,9 @@ _KEPT: list[bytes] = []
 
 async def ask(routes: dict[str, web.RouteDef], path_and_query: str) -> web.Response:
     path = path_and_query.partition("?")[0]
-    return await routes[path].handler(make_mocked_request("GET", path_and_query))  # type: ignore[no-any-return, arg-type, misc]
+    answer = await routes[path].handler(make_mocked_request("GET", path_and_query))
+    assert isinstance(answer, web.Response)
+    return answer
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ _NO_LABELS = (
 
 @pytest.mark.parametrize("text", _NO_LABELS)
 def test_what_is_no_selector_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="is no label (requirement; write KEY=VALUE|value)"):
+    with pytest.raises(ValueError, match=r"is no label (requirement; write KEY=VALUE|value)"):
         parse_selection(labels=text)
 
 
