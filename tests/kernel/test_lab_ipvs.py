@@ -161,6 +161,26 @@ def test_background_traffic_counts_what_it_met(cluster: Net) -> None:
     assert (limited.count, limited.answers, limited.done) == (3, {"pod1": 3}, True)
 
 
+def test_a_udp_port_that_asks_two_virtual_servers_of_a_pod(cluster: Net) -> None:
+    """A limit of IPVS, documented in the README: an answer belongs to the newest flow of its pod and client port."""
+    cluster.host("node").ip(["route add local 10.96.0.11/32 dev vips table local src 192.168.50.10"])
+    cluster.host("node").ipvs("""
+        -A -u 10.96.0.10:53 -s rr
+        -a -u 10.96.0.10:53 -r 10.244.1.2:5353 -m -w 1
+        -A -u 10.96.0.11:53 -s rr
+        -a -u 10.96.0.11:53 -r 10.244.1.2:5353 -m -w 1
+    """)
+    client = cluster.host("client")
+    targets = ["10.96.0.10:53", "10.96.0.11:53", "10.96.0.10:53"]
+
+    same = [client.connect(to, proto="udp", source_port=20000, timeout_s=1)[0] for to in targets]
+    assert [isinstance(outcome, Answer) for outcome in same] == [True, True, False]
+
+    own = [client.connect(to, proto="udp")[0] for to in targets * 20]
+    assert servers(own) == {"pod1": 60}
+    assert len({answer.seen_port for answer in own if isinstance(answer, Answer)}) == 60
+
+
 def test_servers_remember_whom_they_answered_and_speak_http(cluster: Net) -> None:
     client = cluster.host("client")
     web = cluster.host("pod2").serve(tcp=[80], name="web")

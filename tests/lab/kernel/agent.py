@@ -269,14 +269,9 @@ class Agent:
         self, namespace: str, target: str, seconds: float | None, limit: int | None, interval_s: float, **options: Any
     ) -> int:
         """Starts background connections; returns their number."""
-        # A lost datagram is not sent again by the kernel, as a lost SYN is: clients over UDP do that themselves, once.
-        tries = 2 if options["transport"] == "udp" else 1
         number = next(self._ids)
         running = traffic.Traffic(
-            lambda: traffic.attempt(namespace, target, tries=tries, **options),
-            seconds=seconds,
-            limit=limit,
-            interval_s=interval_s,
+            lambda: traffic.attempt(namespace, target, **options), seconds=seconds, limit=limit, interval_s=interval_s
         )
         self._traffic[number] = (namespace, running)
         return number

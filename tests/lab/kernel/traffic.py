@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import struct
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from . import namespaces
@@ -29,6 +30,10 @@ _HTTP_METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ")
 _LINE_LIMIT_BYTES = 65536
 _GLANCES = 20
 """A time limit is waited for in so many pieces; at least this often the sockets are looked at before it is over."""
+_source_ports: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.cycle(range(32768, 61000)))
+"""A namespace's clients over UDP take a port of their own each. IPVS remembers a flow for five minutes, and an answer
+belongs to the newest flow of its pod and its client's port: a port that chance picks for one virtual server, then for
+another, then for the first again gets the answer of the third from the address of the second, and nobody takes it."""
 # linux/in.h IP_PKTINFO and linux/ipv6.h: Python 3.11 names only the second.
 _IP_PKTINFO = 8
 _IPV6_RECVPKTINFO = 49
@@ -215,6 +220,8 @@ class Connection:
         """A connected socket. Raises OSError (TimeoutError when nothing answers)."""
         address, port = split_endpoint(target)
         sock = new_socket(namespace, address, transport)
+        if transport == "udp" and not source_port:
+            source_port = next(_source_ports[namespace])
         try:
             if source is not None or source_port:
                 sock.bind((source or ("::" if ":" in address else "0.0.0.0"), source_port))
@@ -252,17 +259,9 @@ class Connection:
 
 
 async def attempt(
-    namespace: str,
-    target: str,
-    transport: str,
-    *,
-    source: str | None,
-    source_port: int,
-    timeout_s: float,
-    reset: bool,
-    tries: int = 1,
+    namespace: str, target: str, transport: str, *, source: str | None, source_port: int, timeout_s: float, reset: bool
 ) -> Outcome:
-    """One connection (or datagram) and its answer; without one the question is asked `tries` times."""
+    """One connection (or datagram) and its answer."""
     try:
         connection = await Connection.open(
             namespace, target, transport, source=source, source_port=source_port, timeout_s=timeout_s
@@ -270,10 +269,7 @@ async def attempt(
     except OSError as error:
         return failure_of(error)
     try:
-        outcome = await connection.ask(timeout_s)
-        while outcome == TIMEOUT and (tries := tries - 1) > 0:
-            outcome = await connection.ask(timeout_s)
-        return outcome
+        return await connection.ask(timeout_s)
     finally:
         connection.close(reset=reset)
 
