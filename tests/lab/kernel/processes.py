@@ -7,6 +7,7 @@ Output goes to files on the guest's tmpfs: no pipe can fill up, and a child left
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import inspect
 import itertools
@@ -15,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from typing import Any, NoReturn
 from . import namespaces
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_KILL_S = 5.0  # how long what was killed may take to end
 
 
 @dataclass
@@ -103,17 +106,16 @@ class Processes:
 
     def kill_namespace(self, name: str) -> int:
         """The number of processes killed: every one whose network namespace is `name`, ours or orphaned."""
-        wanted, killed = namespaces.inode(name), 0
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                if (entry / "ns/net").stat().st_ino == wanted:
-                    os.kill(int(entry.name), signal.SIGKILL)
-                    killed += 1
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue  # ended meanwhile, a zombie, or a kernel thread
-        return killed
+        wanted = namespaces.inode(name)
+        inside = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_in(entry, wanted)]
+        for entry in inside:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
+        # A killed process lives until it is scheduled once more, which takes a while on a busy machine.
+        deadline = time.monotonic() + _KILL_S
+        while any(_is_in(entry, wanted) for entry in inside) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return len(inside)
 
     def _files(self) -> tuple[Path, Path, Path]:
         number = next(self._numbers)
@@ -204,3 +206,10 @@ def _child_main(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _is_in(process: Path, namespace: int) -> bool:
+    try:
+        return int(process.name) != os.getpid() and (process / "ns/net").stat().st_ino == namespace
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False  # ended meanwhile, a zombie, or a kernel thread
