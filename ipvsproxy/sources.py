@@ -28,9 +28,6 @@ WATCHED = (
     Watched(Resource.NODES),  # all of them: an address of any node must not be claimed
 )
 
-LOOK_TIMEOUT_S = 60.0
-"""How long a command waits for the API server's lists."""
-
 
 class SourceError(Exception):
     """The source cannot be read; the message says which and what to do."""
@@ -55,49 +52,13 @@ def look(source: str, kubeconfig: str = "", server: str = "") -> tuple[ClusterSt
 
 
 async def _look_at_cluster(kubeconfig: str, server: str) -> ClusterState:
+    from kubecore import once  # noqa: PLC0415
     from kubecore.access import AccessError, load_access  # noqa: PLC0415
-    from kubecore.api import ApiClient, ApiError, ConnectionFailed  # noqa: PLC0415
-    from kubecore.reflector import Reflector  # noqa: PLC0415
-    from kubecore.store import Store  # noqa: PLC0415
+    from kubecore.api import ApiClient  # noqa: PLC0415
 
     try:
         access = load_access(kubeconfig=kubeconfig, server=server)
-    except AccessError as error:
+        async with ApiClient(access, user_agent="ipvsproxy") as client:
+            return await once.look(client, WATCHED)
+    except (AccessError, once.LookError) as error:
         raise SourceError(str(error)) from error
-    store = Store()
-    async with ApiClient(access, user_agent="ipvsproxy") as client:
-        # A daemon goes on trying. Somebody who waits for a command is told at once what stands in the way.
-        for watched in WATCHED:
-            try:
-                await client.request(
-                    "GET", watched.path, query=[("labelSelector", watched.label_selector), ("limit", "1")]
-                )
-            except ConnectionFailed as error:
-                raise SourceError(f"{error} ({access.origin})") from error
-            except ApiError as error:
-                if error.status == 429 or error.status >= 500:
-                    break  # busy or in trouble for now: waited out
-                raise SourceError(f"{access.server}: {error}; {_remedy(error.status)} ({access.origin})") from error
-        following = asyncio.create_task(Reflector(client, WATCHED).run(store))
-        try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
-                await store.wait_listed(*(w.resource for w in WATCHED))
-        except TimeoutError:
-            missing = [w.resource.value for w in WATCHED if not store.state.is_listed(w.resource)]
-            message = f"{access.server}: no list of {', '.join(missing)} within {LOOK_TIMEOUT_S:.0f} s"
-            raise SourceError(f"{message}; what is in the way is logged above ({access.origin})") from None
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-    return store.state
-
-
-def _remedy(status: int) -> str:
-    match status:
-        case 401:
-            return "the API server does not accept these credentials: check the token or certificate"
-        case 403:
-            kinds = ", ".join(w.resource.value for w in WATCHED)
-            return f"this user needs a ClusterRole with list and watch of {kinds}"
-        case _:
-            return "is that the API server?"

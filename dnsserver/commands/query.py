@@ -35,16 +35,13 @@ from dnsserver.plugins.kubernetes import Kubernetes
 from dnsserver.source import CLUSTER, SourceError, open_source, watched
 from dnsserver.unpack import parse_reply
 from dnsserver.zone import Zone
-from kubecore import log
+from kubecore import log, once
 from kubecore.access import AccessError
 from kubecore.files import load
 from kubecore.manifest import ManifestError
 from kubecore.manifestfile import Severity
 from kubecore.snapshot import ClusterState
-from kubecore.store import Store
 
-LIST_TIMEOUT_S = 30.0
-"""How long to wait for the API server's first lists; what is missing then is said."""
 _CLIENT = "127.0.0.1"
 
 
@@ -94,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         return _fail(f"{args.config}: {error.strerror}", 2)
     try:
         answered = asyncio.run(_ask(config, args.source, question, tcp=args.tcp))
-    except (SourceError, AccessError, ManifestError) as error:
+    except (SourceError, AccessError, once.LookError, ManifestError) as error:
         return _fail(str(error), 1)
     if not answered.raw:
         return _fail("no reply: the configuration drops this query", 1)
@@ -163,22 +160,10 @@ async def _cluster(source: str, directives: list[KubernetesConfig]) -> ClusterSt
                 sys.stderr.write(f"{problem}\n")
         return state
     opened = open_source(source, directives)
-    store = Store()
-    if opened is None:
-        return store.state
-    needed = [w.resource for w in watched(directives)]
-    following = asyncio.create_task(opened.source.run(store))
-    try:
-        async with asyncio.timeout(LIST_TIMEOUT_S):
-            await store.wait_listed(*needed)
-    except TimeoutError:
-        sys.stderr.write(f"dnsserver query: the API server gave no complete lists within {LIST_TIMEOUT_S:.0f} s\n")
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        if opened.client is not None:
-            await opened.client.close()
-    return store.state
+    if opened is None or opened.client is None:
+        return ClusterState()
+    async with opened.client:
+        return await once.look(opened.client, watched(directives))
 
 
 def _plugins(config: Config, zones: dict[KubernetesConfig, Zone]) -> tuple[Runtime, Router]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from dnsserver.commands import query
+from tests.lab.apiserver import ApiServer, Policy, manifests
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 COREFILE = """\
@@ -142,3 +145,45 @@ def test_a_broken_corefile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_dropped_query(corefile: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("drop.example", "--source", DEEP_DIVE, "--config", corefile) == 1
     assert "no reply" in capsys.readouterr().err
+
+
+async def query_cluster(directory: Path, kubeconfig: str, *, multicluster: bool = False) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command, asking an API server, in a process of its own."""
+    (directory / "kubeconfig").write_text(kubeconfig)
+    zones = "cluster.local clusterset.local" if multicluster else "cluster.local"
+    options = "multicluster clusterset.local\n" if multicluster else ""
+    corefile = directory / "Corefile"
+    corefile.write_text(f".:53 {{\n  kubernetes {zones} {{\n  kubeconfig {directory}/kubeconfig\n  {options}}}\n}}\n")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "dnsserver", "query", "deploy1.default.svc.cluster.local", "--config", str(corefile)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 50)
+    assert b"Traceback" not in err, err
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+@pytest.mark.parametrize("multicluster", [False, True], ids=["", "without the definition of ServiceImports"])
+async def test_a_cluster(tmp_path: Path, multicluster: bool) -> None:
+    async with ApiServer(tls=True, tokens={"t": "dns"}) as server:
+        assert manifests.load(server, manifests.read(Path(DEEP_DIVE))) == []
+        code, out, err = await query_cluster(tmp_path, server.kubeconfig(), multicluster=multicluster)
+    assert code == 0, err
+    assert "10.100.200.199" in out
+    assert "Service default/deploy1" in out
+
+
+async def test_a_cluster_that_does_not_know_us(tmp_path: Path) -> None:
+    async with ApiServer(tokens={"t": "dns"}) as server:
+        code, out, err = await query_cluster(tmp_path, server.kubeconfig({"token": "expired"}))
+    assert (code, out) == (1, "")
+    assert "401" in err
+    assert "check the token or certificate" in err
+
+
+async def test_a_cluster_that_does_not_show_us_its_services(tmp_path: Path) -> None:
+    async with ApiServer(tokens={"t": "dns"}, policy=Policy.of([])) as server:
+        code, out, err = await query_cluster(tmp_path, server.kubeconfig())
+    assert (code, out) == (1, "")
+    assert "ClusterRole with list and watch of services, endpointslices, namespaces" in err
