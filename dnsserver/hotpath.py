@@ -21,31 +21,36 @@ names can neither push out what is in use nor take memory.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterator
-from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from bisect import bisect_left
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import msgspec
 
-from dnsserver.message import Cuts, Prepared
+from dnsserver.kept import (
+    AFTER_SERIAL,
+    ENTRY_BYTES,
+    SERIAL_AT,
+    Denial,
+    Entry,
+    Fast,
+    Lasting,
+    Memo,
+    Recipe,
+    Ring,
+    Rotation,
+    recipe_of,
+    serial_of,
+)
 
 GENERATION_BYTES = 20 << 20
 """Weight at which a generation ends; two are kept. 10,000 names asked in one form weigh about 6 MB."""
-_ENTRY_BYTES = 400
-"""What an entry takes beside its bytes: objects, slots in dicts, index."""
 _MEMO_REPLY_BYTES = 4096
 """Of all rotations together, those of 16 IPv4 addresses; longer replies are put together each time."""
 _FREED_A_TICK = 256
 """Entries of a dead generation given back at a time; all at once would hold the event loop for some ms."""
 _SHAPES = 256
 
-_SERIAL_AT = -20
-"""Where a denial's tail has the serial: the tail ends with the SOA record, and that with serial, refresh, retry, expire
-and minimum (RFC 1035 §3.3.13)."""
-_AFTER_SERIAL = _SERIAL_AT + 4
-
-_TC = 0x0200
 _RD, _AD, _CD, _DO = 0x0100, 0x0020, 0x0010, 0x8000
 _ONE_QUESTION = b"\0\1\0\0\0\0\0\0"
 _ONE_QUESTION_AND_OPT = b"\0\1\0\0\0\0\0\1"
@@ -56,92 +61,12 @@ DURATION_BOUNDS_S = tuple(0.00025 * 2**n for n in range(16))
 """Upper bounds of coredns_dns_request_duration_seconds."""
 
 
-class Lasting(Enum):
-    """How long a reply stays right."""
-
-    UNTIL_CHANGED = 0
-    """Until its tag is among those that `HotPath.forget` is told."""
-    UNTIL_SERIAL = 1
-    """The same, but for the serial: it is a denial, and shows the zone's as it is when asked."""
-    UNTIL_SECOND = 2
-    """Until the clock's second ends: its TTLs count down."""
-
-
-class HasSerial(Protocol):
-    """What a denial is from: a zone."""
-
-    serial: int
-
-
-class Cell:
-    """Counts replies that are alike in every respect the metrics tell apart."""
-
-    __slots__ = ("hits", "lasting")
-
-    def __init__(self, lasting: Lasting) -> None:
-        self.hits = 0
-        self.lasting = lasting
-
-
-class Fast(NamedTuple):
-    """What the server says of a question: a reply that is the same for every client."""
-
-    prepared: Prepared
-    tag: bytes
-    """What `forget` will name when the reply changes."""
-    cell: Callable[[int, int, bool], Cell]
-    """The counter for (bytes of the query, bytes of the reply, DO)."""
-    max_udp_bytes: int = 65535
-    """The server block's own limit."""
-    counts_down: bool = False
-    """Only with UNTIL_SECOND: later seconds change nothing but the TTLs, which all are alike, until they reach 0."""
-    shows: HasSerial | None = None
-    """Only with UNTIL_SERIAL, and then always: whose serial the SOA record has that the tail ends with."""
-
-
 Resolve = Callable[[bytes, int, bool, bool], Fast | None]
 """By lower-case name, type (class is IN), DO and CD. None: not without the chain."""
 
 Places = list[Any]
 """Where replies are kept: a dict, a key in it, the next dict, … . Flat, so that the garbage collector has one object to
 look at for each tag."""
-
-
-class Rotation:
-    """Replies (or tails) that take turns."""
-
-    __slots__ = ("at", "cell", "choices")
-
-    def __init__(self, choices: tuple[bytes, ...], cell: Cell) -> None:
-        self.choices = choices
-        self.cell = cell
-        self.at = 0
-
-    def next_reply(self) -> bytes:
-        """The next in turn, counted."""
-        self.cell.hits += 1
-        choice = self.choices[self.at]
-        self.at = (self.at + 1) % len(self.choices)
-        return choice
-
-
-class Ring:
-    """Records of one size that take turns at being first. Each of `orders` holds them all, twice over."""
-
-    __slots__ = ("at", "count", "orders", "record_bytes")
-
-    def __init__(self, orders: tuple[bytes, ...], record_bytes: int) -> None:
-        self.orders = orders
-        self.record_bytes = record_bytes
-        self.count = len(orders[0]) // record_bytes // 2
-        self.at = 0
-
-    def next_records(self, most: int) -> bytes:
-        """The next in turn and those behind it, at most so many."""
-        turn, which = divmod(self.at, len(self.orders))
-        self.at += 1
-        start = turn % self.count * self.record_bytes
-        return self.orders[which][start : start + min(most, self.count) * self.record_bytes]
 
 
 class _Variant(NamedTuple):
@@ -167,128 +92,6 @@ class _Shape(msgspec.Struct, frozen=True, gc=False):
     """The reply's OPT record up to its options; empty without EDNS."""
 
 
-class _Entry(msgspec.Struct, frozen=True, gc=False):
-    """Of a table: a reply without id, question and OPT. A Struct, because its fields are read faster than a tuple's."""
-
-    head: bytes
-    tail: bytes
-    options: bytes
-    """Length of the OPT record's options and they; empty without EDNS."""
-    cell: Cell
-    rotation: Rotation | None
-    """Of the tails."""
-    tag: bytes
-    lower_only: bool
-    limit: int
-    """Bytes, id not counted, however much the client takes."""
-    tails_bytes: int
-    """Of all tails."""
-    countable: int | None
-    """How many records it has, if their TTLs count down together."""
-    shows: HasSerial | None
-    second: int | None
-    """In which alone it is right; None: longer."""
-    ring: Ring | None
-    """Instead of tails."""
-    record_bytes: int
-    cuts: Cuts | None
-    usual: bool
-    """Has one tail, that is right for a while and for any case: needs none of `fitting` where it is short enough."""
-    asked: tuple[int, bool]
-    """Bytes of the query, DO."""
-    cell_of: Callable[[int, int, bool], Cell] | None
-    """For replies that are cut: `Fast.cell`."""
-
-    def fitting(self, room: int) -> tuple[bytes, bytes] | None:
-        """The head and a tail of at most `room` bytes, cut if need be; None if there is none."""
-        ring = self.ring
-        if ring is not None:
-            most = room // ring.record_bytes
-            if most >= ring.count:
-                return self.head, ring.next_records(most)
-            return (self._truncated(most), ring.next_records(most)) if most > 0 else None
-        if self.shows is not None:
-            tail = self.tail[:_SERIAL_AT] + _serial(self.shows) + self.tail[_AFTER_SERIAL:]
-        elif self.rotation is not None:
-            tail = self.rotation.choices[self.rotation.at]
-            self.rotation.at = (self.rotation.at + 1) % len(self.rotation.choices)
-        else:
-            tail = self.tail
-        if len(tail) <= room:
-            return self.head, tail
-        if self.record_bytes:
-            most = room // self.record_bytes
-            return (self._truncated(most), tail[: most * self.record_bytes]) if most > 0 else None
-        if self.cuts is None:
-            return None
-        kept = bisect_right(self.cuts.ends, room)
-        if not kept:
-            return None
-        answers = int.from_bytes(self.head[4:6], "big")
-        short = tail[: self.cuts.ends[kept - 1]]
-        if kept < answers:
-            return self._truncated(kept), short
-        additionals = (self.cuts.additionals[kept - answers - 1] if kept > answers else 0) + bool(self.options)
-        return self.head[:8] + additionals.to_bytes(2, "big"), short
-
-    def _truncated(self, answers: int) -> bytes:
-        """The head of a reply with so many records of ANSWER and nothing behind them but OPT (RFC 2181 §9)."""
-        flags, opts = int.from_bytes(self.head[:2], "big") | _TC, int(bool(self.options))
-        return b"".join(n.to_bytes(2, "big") for n in (flags, 1, answers, 0, opts))
-
-    @property
-    def tails(self) -> tuple[bytes, ...]:
-        """All of them."""
-        return self.rotation.choices if self.rotation else (self.tail,)
-
-
-class Memo(msgspec.Struct, frozen=True, gc=False):
-    """Of the memo: a reply without its id."""
-
-    reply: bytes
-    cell: Cell
-    rotation: Rotation | None
-    """Where replies take turns; `reply` is then none of them."""
-    tag: bytes
-
-
-class _Recipe(msgspec.Struct, frozen=True, gc=False):
-    """Replies without their ids, cut where their TTLs stand."""
-
-    rotations: tuple[tuple[bytes, ...], ...]
-    ends_at: int
-    """The second in which the TTLs are 0."""
-    cell: Cell
-    tag: bytes
-    weight: int
-
-    def memo(self, second: int) -> Memo | None:
-        """The reply of that second; None if its time is over."""
-        left = self.ends_at - second
-        if left <= 0:
-            return None
-        ttl = left.to_bytes(4, "big")
-        if len(self.rotations) == 1:
-            return Memo(ttl.join(self.rotations[0]), self.cell, None, self.tag)
-        replies = tuple(ttl.join(pieces) for pieces in self.rotations)
-        return Memo(b"", self.cell, Rotation(replies, self.cell), self.tag)
-
-
-class _Denial(msgspec.Struct, frozen=True, gc=False):
-    """A denial without its id, cut where the serial stands."""
-
-    before: bytes
-    after: bytes
-    shows: HasSerial
-    cell: Cell
-    tag: bytes
-    weight: int
-
-    def memo(self) -> Memo:
-        """The reply as of now."""
-        return Memo(self.before + _serial(self.shows) + self.after, self.cell, None, self.tag)
-
-
 class _Generation:
     """What was asked for during one stretch of time."""
 
@@ -296,8 +99,8 @@ class _Generation:
 
     def __init__(self) -> None:
         self.memo: dict[bytes, Memo] = {}
-        self.recipes: dict[bytes, _Recipe | _Denial] = {}
-        self.tables: tuple[dict[bytes, _Entry], ...] = tuple({} for _ in _VARIANTS)
+        self.recipes: dict[bytes, Recipe | Denial] = {}
+        self.tables: tuple[dict[bytes, Entry], ...] = tuple({} for _ in _VARIANTS)
         self.index: dict[bytes, Places] = {}
         """By tag."""
         self.weight = 0
@@ -367,7 +170,7 @@ class HotPath:
         if entry is not None and entry.usual and not plain:
             shows = entry.shows
             tail = (
-                entry.tail if shows is None else entry.tail[:_SERIAL_AT] + _serial(shows) + entry.tail[_AFTER_SERIAL:]
+                entry.tail if shows is None else entry.tail[:SERIAL_AT] + serial_of(shows) + entry.tail[AFTER_SERIAL:]
             )
             reply = entry.head + key[10:split] + tail + shape.opt + entry.options
             if len(reply) <= shape.limit and len(reply) <= entry.limit:
@@ -427,7 +230,7 @@ class HotPath:
         return shape
 
     @staticmethod
-    def _memo(shape: _Shape, question: bytes, entry: _Entry | None) -> Memo | None:
+    def _memo(shape: _Shape, question: bytes, entry: Entry | None) -> Memo | None:
         """The whole reply (or all of them) to a query in lower case; None: too long, for the memo or for the client."""
         if entry is None or entry.ring is not None or entry.tails_bytes > _MEMO_REPLY_BYTES:
             return None
@@ -438,7 +241,7 @@ class HotPath:
             return Memo(replies[0], entry.cell, None, entry.tag)
         return Memo(b"", entry.cell, Rotation(replies, entry.cell), entry.tag)
 
-    def _made(self, variant: _Variant, question: bytes) -> _Entry | None:
+    def _made(self, variant: _Variant, question: bytes) -> Entry | None:
         lower, kind = question[:-4], question[-4:]
         if kind[2:] != _CLASS_IN or not _adds_up(lower):
             return None
@@ -464,7 +267,7 @@ class HotPath:
         countable = None
         if fast.counts_down:
             countable = sum(int.from_bytes(prepared.counts[at : at + 2], "big") for at in (0, 2, 4))
-        return _Entry(
+        return Entry(
             head,
             prepared.tails[0],
             options,
@@ -487,17 +290,17 @@ class HotPath:
 
     # -- keeping and forgetting
 
-    def _keep_memo(self, key: bytes, memo: Memo, entry: _Entry | None, opt_bytes: int) -> Memo:
+    def _keep_memo(self, key: bytes, memo: Memo, entry: Entry | None, opt_bytes: int) -> Memo:
         """Keep a reply where it lasts as long as it is right; what to reply now."""
         if entry is not None and entry.shows is not None:
-            at = len(memo.reply) + _SERIAL_AT - opt_bytes - len(entry.options)
-            weight = len(memo.reply) + _ENTRY_BYTES
-            denial = _Denial(memo.reply[:at], memo.reply[at + 4 :], entry.shows, memo.cell, memo.tag, weight)
+            at = len(memo.reply) + SERIAL_AT - opt_bytes - len(entry.options)
+            weight = len(memo.reply) + ENTRY_BYTES
+            denial = Denial(memo.reply[:at], memo.reply[at + 4 :], entry.shows, memo.cell, memo.tag, weight)
             self._keep_recipe(key, denial)
             memo = self._this_serial[key] = denial.memo()
         elif memo.cell.lasting is Lasting.UNTIL_SECOND:
             if entry is not None and entry.countable is not None:
-                recipe = _recipe(memo, entry.countable, self._second)
+                recipe = recipe_of(memo, entry.countable, self._second)
                 if recipe is not None:
                     self._keep_recipe(key, recipe)
             self._this_second[key] = memo
@@ -506,28 +309,28 @@ class HotPath:
             self._keep(self._young.memo, key, memo, weight)
         return memo
 
-    def _keep(self, table: dict[bytes, Any], key: bytes, value: _Entry | Memo, weight: int) -> None:
+    def _keep(self, table: dict[bytes, Any], key: bytes, value: Entry | Memo, weight: int) -> None:
         young = self._young
         if key not in table:  # else it replaces what was right a second ago
-            young.weight += weight + 2 * len(key) + _ENTRY_BYTES
+            young.weight += weight + 2 * len(key) + ENTRY_BYTES
         table[key] = value
         if value.cell.lasting is not Lasting.UNTIL_SECOND:
             _note(young.index, value.tag, table, key)
         if young.weight > GENERATION_BYTES:
             self._turn()
 
-    def _keep_recipe(self, key: bytes, recipe: _Recipe | _Denial) -> None:
+    def _keep_recipe(self, key: bytes, recipe: Recipe | Denial) -> None:
         young = self._young
         young.recipes[key] = recipe
-        if isinstance(recipe, _Denial):
+        if isinstance(recipe, Denial):
             _note(young.index, recipe.tag, young.recipes, key)
         young.weight += recipe.weight
         if young.weight > GENERATION_BYTES:
             self._turn()
 
-    def _memo_by(self, key: bytes, recipe: _Recipe | _Denial) -> Memo | None:
+    def _memo_by(self, key: bytes, recipe: Recipe | Denial) -> Memo | None:
         """The reply of now; None if the recipe's time is over."""
-        if isinstance(recipe, _Denial):
+        if isinstance(recipe, Denial):
             denial = self._this_serial[key] = recipe.memo()
             return denial
         memo = recipe.memo(self._second)
@@ -602,38 +405,6 @@ def _take(entry: Memo) -> bytes:
     return entry.reply
 
 
-def _recipe(memo: Memo, records: int, second: int) -> _Recipe | None:
-    """How to make `memo` again in later seconds; None if its TTLs are not alike or not above 0."""
-    replies = memo.rotation.choices if memo.rotation else (memo.reply,)
-    rotations = []
-    ttl = b""
-    for reply in replies:
-        start, pieces = 0, []
-        for cut in _ttl_offsets(reply, records):
-            ttl = ttl or reply[cut : cut + 4]
-            if reply[cut : cut + 4] != ttl:
-                return None
-            pieces.append(reply[start:cut])
-            start = cut + 4
-        rotations.append((*pieces, reply[start:]))
-    left = int.from_bytes(ttl, "big")
-    if not left:
-        return None
-    weight = 2 * sum(map(len, replies)) + 2 * _ENTRY_BYTES
-    return _Recipe(tuple(rotations), second + left, memo.cell, memo.tag, weight)
-
-
-def _ttl_offsets(reply: bytes, records: int) -> Iterator[int]:
-    """Where the TTLs of the first so many records of a reply without its id stand (RFC 1035 §4.1.3)."""
-    at = reply.index(0, 10) + 5  # behind the question
-    for _ in range(records):
-        while 0 < reply[at] < 0xC0:
-            at += 1 + reply[at]
-        at += 2 if reply[at] else 1
-        yield at + 4
-        at += 10 + int.from_bytes(reply[at + 8 : at + 10], "big")
-
-
 def _note(index: dict[bytes, Places], tag: bytes, table: dict[bytes, Any], key: bytes) -> None:
     """Enter a place under a tag."""
     places = index.get(tag)
@@ -641,10 +412,6 @@ def _note(index: dict[bytes, Places], tag: bytes, table: dict[bytes, Any], key: 
         index[tag] = [table, key]
     else:
         places += (table, key)
-
-
-def _serial(zone: HasSerial) -> bytes:
-    return zone.serial.to_bytes(4, "big")
 
 
 def _adds_up(name: bytes) -> bool:

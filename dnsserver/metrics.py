@@ -22,7 +22,8 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from dnsserver.hotpath import DURATION_BOUNDS_S, Cell, HotPath, Lasting
+from dnsserver.hotpath import DURATION_BOUNDS_S, HotPath
+from dnsserver.kept import Cell, Lasting
 from dnsserver.message import Rcode
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from dnsserver import encode, names, tcp, udp, wire
 from dnsserver.answer import prepare
 from dnsserver.cache import Kind
 from dnsserver.chain import Chain, Match, Router
-from dnsserver.hotpath import Cell, Fast, HotPath, Lasting
+from dnsserver.hotpath import HotPath
+from dnsserver.kept import Cell, Fast, Lasting
 from dnsserver.message import ExtendedError, Message, Prepared, QType, Query, Question, Rcode, Transport
 from dnsserver.metrics import DROPPED_ZONE, ServerMetrics, Traffic
 from dnsserver.zone import Zone

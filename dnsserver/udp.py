@@ -26,7 +26,7 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
 
-from dnsserver.hotpath import Memo
+from dnsserver.kept import Memo
 
 BATCH = 64
 """Datagrams a system call; beyond it the gain is below the noise."""

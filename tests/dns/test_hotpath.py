@@ -17,7 +17,8 @@ from dnsserver import hotpath, names, wire
 from dnsserver.answer import prepare
 from dnsserver.config import PodsMode
 from dnsserver.encode import encode
-from dnsserver.hotpath import Cell, Fast, HotPath, Lasting
+from dnsserver.hotpath import HotPath
+from dnsserver.kept import Cell, Fast, Lasting
 from dnsserver.message import Message, Prepared, Query, Question
 from dnsserver.plugins.base import end_of_chain
 from dnsserver.plugins.kubernetes import Kubernetes

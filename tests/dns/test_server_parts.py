@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from dnsserver import corefile, link, warmstart
 from dnsserver.configuration import Corefile
 from dnsserver.engine import layout, slices
-from dnsserver.hotpath import DURATION_BOUNDS_S, Fast, HotPath, Lasting
+from dnsserver.hotpath import DURATION_BOUNDS_S, HotPath
+from dnsserver.kept import Fast, Lasting
 from dnsserver.metrics import MergedFigures, Traffic, TrafficFigures, snapshot
 from dnsserver.ops import STALE_S, Readiness, lameduck_s, stale
 from dnsserver.server import ListenAddress

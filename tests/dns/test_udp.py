@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dnsserver.hotpath import Cell, Lasting, Memo, Rotation
+from dnsserver.kept import Cell, Lasting, Memo, Rotation
 from dnsserver.udp import BATCH, SLOT_BYTES, SMALL_BATCH, BatchedUdpListener, Peer, UdpListener, udp_socket
 
 KINDS = [BatchedUdpListener, UdpListener]
