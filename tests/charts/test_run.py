@@ -200,9 +200,12 @@ def test_the_proxy(net: Net, directory: Path) -> None:
     rights = capabilities(proxy, world)
     assert (int(rights["CapEff"], 16), int(rights["CapBnd"], 16)) == (NET_ADMIN, NET_ADMIN)
     assert rights["NoNewPrivs"] == "1"
-    metrics = world.node_host.run(["curl", "-s", "http://127.0.0.1:10249/metrics"]).stdout
+    metrics, levels = (
+        world.node_host.run(["curl", "-s", f"http://127.0.0.1:10249/{path}"]).stdout
+        for path in ("metrics", "metrics/slis")
+    )
     assert 'ipvsproxy_virtual_servers{ip_family="IPv4"} 2.0' in metrics
-    assert families(metrics) == documented("ipvsproxy")
+    assert families(metrics) | families(levels) == documented("ipvsproxy")
     assert "passed" in helm_test(world, "ipvsproxy", {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}, "pod")
 
     assert proxy.stop() == 0
