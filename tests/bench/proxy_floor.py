@@ -19,7 +19,7 @@ from ipvsproxy.config import Config
 from ipvsproxy.dataplane import AddVip
 from ipvsproxy.kernel.conntrack import NETLINK_NETFILTER
 from ipvsproxy.kernel.ipvs import NETLINK_GENERIC, NEW_DEST, NEW_SERVICE
-from ipvsproxy.kernel.netlink import HEADER, Netlink
+from ipvsproxy.kernel.netlink import ACK, HEADER, Netlink
 from ipvsproxy.kernel.plane import KernelDataPlane
 from ipvsproxy.kernel.rtnetlink import NEW_ROUTE
 
@@ -30,6 +30,7 @@ _CHANGES = {
 }
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _RECORD = struct.Struct("=II")  # protocol, bytes that follow
+_FLAGS = struct.Struct("=H")
 _ERRNO = struct.Struct("=i")
 _NLMSG_ERROR = 2
 
@@ -86,22 +87,30 @@ def touch_memory() -> None:
     bytearray(b"\1" * (512 << 20))
 
 
-async def guest_floor(file: str) -> float:
-    """Seconds to send the record again."""
+async def guest_floor(file: str, every: bool = False) -> float:
+    """Seconds to send the record again.
+
+    With `every`, each message of IPVS and of routes is acknowledged, and each acknowledgement read, as libraries of
+    netlink do it: the floor of the specification. Without, the last of a buffer, as we do it.
+    """
     async with await KernelDataPlane.open() as plane:
         await plane.load_table(nftables.load(Config()))
         await plane.apply([AddVip("10.95.0.1")])  # makes the device
     sent = list(load(file))
+    acknowledged = [1] * len(sent)
+    if every:
+        acknowledged = [_ask_for_all(buffer) if protocol != NETLINK_NETFILTER else 1 for protocol, buffer in sent]
     sockets = {protocol: _socket(protocol) for protocol in {protocol for protocol, _ in sent}}
     touch_memory()
     gc.collect()
     started_s = time.perf_counter()
-    for protocol, buffer in sent:
+    for (protocol, buffer), answers in zip(sent, acknowledged, strict=True):
         sock = sockets[protocol]
         sock.send(buffer)
         if protocol != NETLINK_NETFILTER:  # there one message is a whole transaction, and answered only if it fails
-            refused = _errno(sock.recv(4096))
-            assert not refused, f"the kernel refused a message of protocol {protocol}: {refused}"
+            for _ in range(answers):
+                refused = _errno(sock.recv(4096))
+                assert not refused, f"the kernel refused a message of protocol {protocol}: {refused}"
     took_s = time.perf_counter() - started_s
     for sock in sockets.values():
         try:
@@ -109,6 +118,17 @@ async def guest_floor(file: str) -> float:
         except BlockingIOError:
             sock.close()
     return took_s
+
+
+def _ask_for_all(buffer: bytearray) -> int:
+    """Have each message of a buffer acknowledged; how many there are."""
+    offset = count = 0
+    while offset < len(buffer):
+        length, _, flags, _, _ = HEADER.unpack_from(buffer, offset)
+        _FLAGS.pack_into(buffer, offset + 6, flags | ACK)
+        offset += length
+        count += 1
+    return count
 
 
 def _socket(protocol: int) -> socket.socket:
