@@ -32,6 +32,8 @@ from . import build, selection
 from .net import Net
 
 ROOT = Path(__file__).resolve().parents[3]
+_CPUS = sorted(os.sched_getaffinity(0))
+_NEXT_CPU = itertools.count(os.getpid())  # so that two processes with a guest each most likely differ
 _BOOT_TIMEOUT_S = 60.0
 _SHELL_TIMEOUT_S = 10.0
 _END_OF_INPUT_S = 1.0
@@ -41,9 +43,6 @@ _GRACE_S = 30.0  # on top of a request's own limit, for a busy machine
 # (seen with Linux 6.1 after a megabyte).
 _LINE_LIMIT_BYTES = 256
 # Everything not mounted over is the host's own, read and written as the user who runs the guest.
-_PROCESSORS = itertools.cycle(sorted(os.sched_getaffinity(0), reverse=True))
-"""For guests, in turn; the first is mostly the one that has the devices' interrupts."""
-
 _INIT = """#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -342,7 +341,7 @@ class Lab:
         return [
             # Kernel and program in it hand over to each other at every system call and page fault. That takes 12 µs on
             # one processor; on two, each woken from its sleep by the other, 58.
-            *("taskset", "--cpu-list", str(next(_PROCESSORS))),
+            *("taskset", "--cpu-list", str(_CPUS[next(_NEXT_CPU) % len(_CPUS)])),
             str(kernel),
             *("root=none", "rootfstype=hostfs", "rootflags=/", "rw", f"mem={memory}", f"init={init}"),
             *("con=null", "con0=fd:0,fd:1", f"con1=fd:{channel}", "ssl=null", "quiet", f"uml_dir={self.directory}/"),
