@@ -292,8 +292,10 @@ def main() -> int:
     """Exit code: 0 there is a kernel for tests (named on stdout), 1 there is none (why, on stderr), 130 interrupted."""
     from . import selection
 
-    # A signal ends it as Ctrl-C does: make is stopped and the scratch directory removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A signal ends it as Ctrl-C does: make is stopped and the scratch directory removed. SIGINT is named, for what a
+    # shell starts in the background ignores it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         choice = selection.choose()
         if choice.mode == "host":
