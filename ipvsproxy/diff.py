@@ -105,11 +105,15 @@ def _real_servers(planned: PlannedVirtualServer, there: ActualVirtualServer, edi
     for key, actual in have.items():
         if key in wanted:
             continue
-        if not drains(planned):
-            drop.append(DeleteRealServer(planned.key, key))
-            drop += _cut(planned.key, planned, key)
+        if not drains(planned, key):
+            drop += without(planned, key)
         elif actual.config.weight:
             drop.append(EditRealServer(planned.key, key, _quiescent(actual.config)))
+
+
+def without(planned: PlannedVirtualServer, key: RealServerKey) -> list[Op]:
+    """What takes a real server away that may go, its flows included."""
+    return [DeleteRealServer(planned.key, key), *_cut(planned.key, planned, key)]
 
 
 def _quiescent(config: RealServerConfig) -> RealServerConfig:

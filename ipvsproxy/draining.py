@@ -33,36 +33,50 @@ class Stay(Enum):
     """Its endpoint exists but is not wanted (not ready): it stays as long as it has connections."""
     GONE = "gone"
     """Its endpoint is gone: it stays as long as it has connections, and no longer than the grace."""
+    ANSWERING = "answering"
+    """Its endpoint exists but is not wanted, and its flows have no end to wait for: it stays for ANSWERS_S."""
+
+
+ANSWERS_S = 0.5
+"""So long answers over UDP and SCTP may be under way from an endpoint that is still there. Deleting a real server makes
+the kernel forget its flows (`expire_nodest_conn`), and an answer without a flow comes from the pod's address: nobody
+takes it."""
 
 
 def leaving(desired: Desired, picture: Picture, server: VirtualServerKey) -> dict[RealServerKey, Stay]:
     """The real servers of one virtual server that drain, and why they stay; none if it is not wanted itself."""
     planned = desired.virtual_servers.get(server)
     actual = picture.servers.get(server)
-    if planned is None or actual is None or not drains(planned):
+    if planned is None or actual is None:
         return {}
     extra = actual.real_servers.keys() - planned.real_servers
-    return {key: _stay(planned, key) for key in actual.real_servers if key in extra} if extra else {}
+    return {key: _stay(planned, key) for key in actual.real_servers if key in extra and drains(planned, key)}
 
 
-def drains(planned: PlannedVirtualServer) -> bool:
+def drains(planned: PlannedVirtualServer, key: RealServerKey) -> bool:
     """Whether a real server that is no longer wanted is drained rather than cut off at once.
 
-    Only TCP has an end to wait for; a UDP or SCTP flow would stay on the dead endpoint for as long as its client talks.
+    Only TCP has an end to wait for; a UDP or SCTP flow would stay on a dead endpoint for as long as its client talks.
     """
-    return planned.protocol is Protocol.TCP
+    return planned.protocol is Protocol.TCP or key in planned.draining or key in planned.listed
 
 
 def _stay(planned: PlannedVirtualServer, key: RealServerKey) -> Stay:
+    if planned.protocol is not Protocol.TCP:
+        return Stay.ANSWERING
     if key in planned.draining:
         return Stay.SERVING
     return Stay.LISTED if key in planned.listed else Stay.GONE
 
 
+_FOREVER_S = float("inf")
+
+
 @dataclass(slots=True)
 class _Drain:
     stay: Stay
-    gone_s: float | None
+    until_s: float
+    """When it goes, connections or not; infinite: they decide alone."""
 
 
 @dataclass(slots=True)
@@ -103,12 +117,12 @@ class Draining:
         state.real_servers = {}
         for key, stay in stays.items():
             old = before.get(key)
-            gone_s = None
-            if stay is Stay.GONE:
-                gone_s = old.gone_s if old is not None and old.gone_s is not None else now_s
-            state.real_servers[key] = _Drain(stay, gone_s)
-            if old is None or old.stay is not stay:
-                state.poll_s = now_s
+            if old is not None and old.stay is stay:
+                state.real_servers[key] = old
+                continue
+            limits_s = {Stay.GONE: self._grace_s, Stay.ANSWERING: ANSWERS_S}
+            state.real_servers[key] = _Drain(stay, now_s + limits_s.get(stay, _FOREVER_S))
+            state.poll_s = now_s
 
     def due(self, now_s: float) -> list[VirtualServerKey]:
         """The virtual servers whose connections are to be counted now."""
@@ -142,12 +156,13 @@ class Draining:
     def _finished(self, drain: _Drain, count: RealServerCounters | None, now_s: float) -> bool:
         if drain.stay is Stay.SERVING:
             return False
-        if count is None or count.drained:
+        if count is None or (count.drained and drain.stay is not Stay.ANSWERING):
             return True
-        return drain.gone_s is not None and now_s >= drain.gone_s + self._grace_s
+        return now_s >= drain.until_s
 
     def _deadline(self, state: _Server) -> float | None:
         drains = [d for d in state.real_servers.values() if d.stay is not Stay.SERVING]
         if not drains:
             return None
-        return min(state.poll_s, *(d.gone_s + self._grace_s for d in drains if d.gone_s is not None), float("inf"))
+        polled = any(d.stay is not Stay.ANSWERING for d in drains)
+        return min(state.poll_s if polled else _FOREVER_S, *(d.until_s for d in drains))

@@ -14,8 +14,8 @@ import structlog
 from ipvsproxy import nftables
 from ipvsproxy.applier import Applier, describe
 from ipvsproxy.config import Config
-from ipvsproxy.dataplane import DataPlane, DataplaneError, DeleteRealServer, NotFound, Op
-from ipvsproxy.diff import diff
+from ipvsproxy.dataplane import DataPlane, DataplaneError, NotFound, Op
+from ipvsproxy.diff import diff, without
 from ipvsproxy.draining import Draining, leaving
 from ipvsproxy.model import Delta, VirtualServerKey
 from ipvsproxy.picture import Picture
@@ -126,7 +126,10 @@ class Programming:
             except DataplaneError as error:
                 _log.warning(log.RECONCILE_FAILED, error=describe(error))
                 continue
-            ops += [DeleteRealServer(server, key) for key in self.draining.counted(server, counters, now_s)]
+            planned = self._planner.desired.virtual_servers.get(server)
+            finished = self.draining.counted(server, counters, now_s)
+            if planned is not None:
+                ops += [op for key in finished for op in without(planned, key)]
         failures = await self.applier.apply(ops) if ops else []
         self._around.metrics.draining.set(sum(1 for _ in self.draining))
         return failures

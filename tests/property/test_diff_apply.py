@@ -71,7 +71,7 @@ def agree(desired: Desired, picture: Picture) -> None:
             if real in wanted:
                 assert actual.config == wanted[real]
             else:
-                assert drains(planned)
+                assert drains(planned, real)
                 assert actual.config.weight == 0
         assert wanted.keys() <= there.real_servers.keys()
 

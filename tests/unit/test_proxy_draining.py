@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ipvsproxy.dataplane import (
     AddRealServer,
     ChangeElements,
@@ -13,7 +15,7 @@ from ipvsproxy.dataplane import (
     Op,
 )
 from ipvsproxy.diff import diff
-from ipvsproxy.draining import Draining, Stay, leaving
+from ipvsproxy.draining import ANSWERS_S, Draining, Stay, leaving
 from ipvsproxy.model import (
     ActualRealServer,
     ActualVirtualServer,
@@ -103,17 +105,32 @@ def test_an_endpoint_that_terminates_is_not_added_to_drain() -> None:
     assert list(picture.servers[WEB].real_servers) == [POD1]
 
 
-def test_udp_is_cut_at_once() -> None:
+def test_udp_to_an_endpoint_that_is_gone_is_cut_at_once() -> None:
     dns = service("dns", "10.96.0.1", "53/UDP")
     key = VirtualServerKey(4, Protocol.UDP, "10.96.0.1", 53)
     picture = programmed(dns, endpoint_slice("dns", "10.0.0.1 10.0.0.2", "53/UDP"))
-    for text in ("10.0.0.1", "10.0.0.1 10.0.0.2~"):
-        gone = planned(dns, endpoint_slice("dns", text, "53/UDP"))
-        assert diff(gone.desired, picture) == [
-            DeleteRealServer(key, RealServerKey("10.0.0.2", 53)),
-            CutFlows(Protocol.UDP, "10.96.0.1", 53, "10.0.0.2"),
-        ]
-        assert leaving(gone.desired, picture, key) == {}
+    gone = planned(dns, endpoint_slice("dns", "10.0.0.1", "53/UDP"))
+    assert diff(gone.desired, picture) == [
+        DeleteRealServer(key, RealServerKey("10.0.0.2", 53)),
+        CutFlows(Protocol.UDP, "10.96.0.1", 53, "10.0.0.2"),
+    ]
+    assert leaving(gone.desired, picture, key) == {}
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1 10.0.0.2~", "10.0.0.1 10.0.0.2!"], ids=["terminating", "not ready"])
+def test_udp_to_an_endpoint_that_is_still_there_gets_no_new_flow_and_is_cut_soon(text: str) -> None:
+    dns = service("dns", "10.96.0.1", "53/UDP")
+    key, second = VirtualServerKey(4, Protocol.UDP, "10.96.0.1", 53), RealServerKey("10.0.0.2", 53)
+    picture = programmed(dns, endpoint_slice("dns", "10.0.0.1 10.0.0.2", "53/UDP"))
+    after = planned(dns, endpoint_slice("dns", text, "53/UDP"))
+    assert change(picture, after) == [EditRealServer(key, second, RealServerConfig(weight=0))]
+    stays = leaving(after.desired, picture, key)
+    assert stays == {second: Stay.ANSWERING}
+    draining = Draining(grace_s=300, every_s=5)
+    draining.track(key, stays, 100.0)
+    assert draining.next_deadline_s() == 100.0 + ANSWERS_S
+    assert draining.counted(key, {second: IDLE}, 100.0) == []
+    assert draining.counted(key, {second: BUSY}, 100.0 + ANSWERS_S) == [second]
 
 
 def test_flows_from_before_a_udp_service_are_cut_when_it_appears() -> None:

@@ -18,6 +18,7 @@ from ipvsproxy.dataplane import (
     EditRealServer,
     Op,
 )
+from ipvsproxy.draining import ANSWERS_S
 from ipvsproxy.kernel.fake import Flow
 from ipvsproxy.model import (
     ActualRealServer,
@@ -168,6 +169,31 @@ async def test_udp_flows_of_a_dead_endpoint_are_cut_at_once() -> None:
         await it.settle()
         assert weights(it, VirtualServerKey(4, Protocol.UDP, "10.96.0.10", 53)) == {"10.244.0.1": 1}
         assert it.fake.flows == {live}
+
+
+@pytest.mark.parametrize("leaving", ["10.244.0.2!", "10.244.0.2~"], ids=["not ready", "terminating, serving"])
+async def test_answers_under_way_from_a_udp_endpoint_that_is_still_there_arrive(leaving: str) -> None:
+    dns = service("dns", "10.96.0.10", "dns:53/UDP")
+    server = VirtualServerKey(4, Protocol.UDP, "10.96.0.10", 53)
+    async with world(dns, endpoint_slice("dns", "10.244.0.1 10.244.0.2", "dns:53/UDP")) as it:
+        live, going = (Flow(Protocol.UDP, "10.96.0.10", 53, pod) for pod in ("10.244.0.1", "10.244.0.2"))
+        it.fake.flows = {live, going}
+        it.put(endpoint_slice("dns", f"10.244.0.1 {leaving}", "dns:53/UDP"))
+        await it.settle()
+        assert (weights(it, server), it.fake.flows) == ({"10.244.0.1": 1, "10.244.0.2": 0}, {live, going})
+        await it.advance(ANSWERS_S)
+        assert (weights(it, server), it.fake.flows) == ({"10.244.0.1": 1}, {live})
+
+
+async def test_a_udp_endpoint_that_goes_while_answers_are_under_way_is_cut_at_once() -> None:
+    dns = service("dns", "10.96.0.10", "dns:53/UDP")
+    server = VirtualServerKey(4, Protocol.UDP, "10.96.0.10", 53)
+    async with world(dns, endpoint_slice("dns", "10.244.0.1 10.244.0.2", "dns:53/UDP")) as it:
+        it.fake.flows = {Flow(Protocol.UDP, "10.96.0.10", 53, "10.244.0.2")}
+        for text in ("10.244.0.1 10.244.0.2!", "10.244.0.1"):
+            it.put(endpoint_slice("dns", text, "dns:53/UDP"))
+            await it.settle()
+        assert (weights(it, server), it.fake.flows) == ({"10.244.0.1": 1}, set())
 
 
 async def test_deleting_a_service_unroutes_before_it_deletes() -> None:
