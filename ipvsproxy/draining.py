@@ -50,6 +50,8 @@ def leaving(desired: Desired, picture: Picture, server: VirtualServerKey) -> dic
     if planned is None or actual is None:
         return {}
     extra = actual.real_servers.keys() - planned.real_servers
+    if not extra:  # as nearly always
+        return {}
     return {key: _stay(planned, key) for key in actual.real_servers if key in extra and drains(planned, key)}
 
 
@@ -94,7 +96,7 @@ class Draining:
     """
 
     def __init__(self, grace_s: float, every_s: float) -> None:
-        self._grace_s = grace_s
+        self._limits_s = {Stay.GONE: grace_s, Stay.ANSWERING: ANSWERS_S}
         self._every_s = every_s
         self._servers: dict[VirtualServerKey, _Server] = {}
 
@@ -120,8 +122,7 @@ class Draining:
             if old is not None and old.stay is stay:
                 state.real_servers[key] = old
                 continue
-            limits_s = {Stay.GONE: self._grace_s, Stay.ANSWERING: ANSWERS_S}
-            state.real_servers[key] = _Drain(stay, now_s + limits_s.get(stay, _FOREVER_S))
+            state.real_servers[key] = _Drain(stay, now_s + self._limits_s.get(stay, _FOREVER_S))
             state.poll_s = now_s
 
     def due(self, now_s: float) -> list[VirtualServerKey]:
