@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import msgspec
 
 from dnsserver import names
+from dnsserver.answer import Reply, answer
 from dnsserver.config import KubernetesConfig
+from dnsserver.encode import encode
 from dnsserver.zone import Zone
 from kubecore.model import (
     RESOURCE_OF,
@@ -28,6 +30,7 @@ from kubecore.model import (
     Upsert,
 )
 from kubecore.snapshot import ClusterState
+from tests.dns.notation import query, shown
 
 SERIAL = 1_700_000_000
 
@@ -147,3 +150,13 @@ def zone_of(
     zone = Zone(settings or config(), local.split())
     zone.load(state_of(*objects, listed=listed), SERIAL)
     return zone
+
+
+def ask(zone: Zone, text: str) -> str:
+    """The reply of a zone over TCP in the field's notation; authoritative, and in no cache."""
+    asked = query(text, transport="tcp")
+    outcome = answer(zone, asked.question)
+    assert isinstance(outcome, Reply), outcome
+    assert outcome.message.aa
+    assert not outcome.message.cacheable
+    return shown(encode(outcome.message, asked))

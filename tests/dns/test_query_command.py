@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from dnsserver.commands import query
+from tests.commands import run_module
 from tests.lab.apiserver import ApiServer, Policy, manifests
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
@@ -154,14 +153,7 @@ async def query_cluster(directory: Path, kubeconfig: str, *, multicluster: bool 
     options = "multicluster clusterset.local\n" if multicluster else ""
     corefile = directory / "Corefile"
     corefile.write_text(f".:53 {{\n  kubernetes {zones} {{\n  kubeconfig {directory}/kubeconfig\n  {options}}}\n}}\n")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "dnsserver", "query", "deploy1.default.svc.cluster.local", "--config", str(corefile)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 50)
-    assert b"Traceback" not in err, err
-    return process.returncode or 0, out.decode(), err.decode()
+    return await run_module("dnsserver", "query", "deploy1.default.svc.cluster.local", "--config", str(corefile))
 
 
 @pytest.mark.parametrize("multicluster", [False, True], ids=["", "without the definition of ServiceImports"])

@@ -6,7 +6,6 @@ import pytest
 
 from dnsserver.answer import Reply, answer, prepare
 from dnsserver.config import PodsMode
-from dnsserver.encode import encode
 from dnsserver.explain import explain
 from dnsserver.message import ExtendedError, Rcode
 from dnsserver.zone import Zone
@@ -15,6 +14,7 @@ from kubecore.selectors import LabelSelector
 from kubecore.snapshot import Changes
 from tests.dns.cluster import (
     SERIAL,
+    ask,
     config,
     imported,
     namespace,
@@ -26,7 +26,7 @@ from tests.dns.cluster import (
     state_of,
     zone_of,
 )
-from tests.dns.notation import expected, query, question, shown
+from tests.dns.notation import expected, question
 
 OBJECTS: list[KubeObject] = [
     namespace("ns"),
@@ -98,13 +98,6 @@ ROWS: list[tuple[str, str]] = [
     ("42.42.42.10.in-addr.arpa. PTR", "NXDOMAIN"),
     ("1.1.16.172.in-addr.arpa. PTR", "NXDOMAIN"),
 ]
-
-
-def ask(zone: Zone, text: str) -> str:
-    asked = query(text, transport="tcp")
-    outcome = answer(zone, asked.question)
-    assert isinstance(outcome, Reply), outcome
-    return shown(encode(outcome.message, asked))
 
 
 @pytest.mark.parametrize(("asked", "reply"), ROWS, ids=[row[0] for row in ROWS])

@@ -12,20 +12,13 @@ from dnsserver.zone import Zone
 from kubecore.model import KubeObject, Listed, Resource
 from kubecore.selectors import LabelSelector
 from kubecore.snapshot import Changes
-from tests.dns.cluster import SERIAL, config, namespace, piece, pod, service, state_of, zone_of
+from tests.dns.cluster import SERIAL, ask, config, namespace, piece, pod, service, state_of, zone_of
 from tests.dns.notation import expected, query, records, shown
 
 SOA = (
     f";; AUTHORITY\n cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. {SERIAL} 7200 1800 86400 5"
 )
 REVERSE_SOA = SOA.replace("cluster.local", "10.in-addr.arpa")
-
-
-def ask(zone: Zone, text: str) -> str:
-    asked = query(text, transport="tcp")
-    outcome = answer(zone, asked.question)
-    assert isinstance(outcome, Reply), outcome
-    return shown(encode(outcome.message, asked))
 
 
 OBJECTS: list[KubeObject] = [

@@ -10,7 +10,7 @@ from dnsserver.config import PodsMode
 from dnsserver.encode import encode
 from dnsserver.zone import Zone
 from kubecore.model import KubeObject
-from tests.dns.cluster import SERIAL, config, namespace, piece, pod, service, zone_of
+from tests.dns.cluster import SERIAL, ask, config, namespace, piece, pod, service, zone_of
 from tests.dns.notation import expected, query, shown
 
 ZONES = "cluster.local 10.in-addr.arpa ip6.arpa"
@@ -22,15 +22,6 @@ def soa(zone: str = "cluster.local.", ttl: int = 5) -> str:
 
 def soa_line(zone: str = "cluster.local.", ttl: int = 5) -> str:
     return f"{zone} {ttl} IN SOA ns.dns.{zone} hostmaster.{zone} {SERIAL} 7200 1800 86400 {ttl}"
-
-
-def ask(zone: Zone, text: str) -> str:
-    asked = query(text, transport="tcp")
-    outcome = answer(zone, asked.question)
-    assert isinstance(outcome, Reply), outcome
-    assert outcome.message.aa
-    assert not outcome.message.cacheable
-    return shown(encode(outcome.message, asked))
 
 
 OBJECTS: list[KubeObject] = [

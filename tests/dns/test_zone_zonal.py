@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dnsserver.answer import Reply, answer, prepare
-from dnsserver.encode import encode
+from dnsserver.answer import prepare
 from dnsserver.zone import Zone
 from kubecore.model import KubeObject
-from tests.dns.cluster import SERIAL, config, namespace, piece, put, service, state_of, zone_of
-from tests.dns.notation import expected, query, question, shown
+from tests.dns.cluster import SERIAL, ask, config, namespace, piece, put, service, state_of, zone_of
+from tests.dns.notation import expected, question
 
 PLACED = "172.0.0.1/us-west-2a 172.0.0.2/us-west-2b 172.0.0.3=b/us-west-2b"
 OBJECTS: list[KubeObject] = [
@@ -60,13 +59,6 @@ ROWS: list[tuple[str, str]] = [
     ("us-west-2a.pin._zone.alias.ns.svc.cluster.local. A", "NXDOMAIN"),
     (f"_http._tcp.{SVC} A", " | ".join(f"5 IN A 172.0.0.{i}" for i in (1, 2, 3, 9))),
 ]
-
-
-def ask(zone: Zone, text: str) -> str:
-    asked = query(text, transport="tcp")
-    outcome = answer(zone, asked.question)
-    assert isinstance(outcome, Reply), outcome
-    return shown(encode(outcome.message, asked))
 
 
 @pytest.mark.parametrize(("asked", "reply"), ROWS, ids=[row[0] for row in ROWS])

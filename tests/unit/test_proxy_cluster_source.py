@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.commands import run_module
 from tests.lab.apiserver import ApiServer, Authority, Fault, Policy, manifests
 
 SCENARIO = Path(__file__).parent.parent / "scenarios" / "ingress.yaml"
@@ -22,14 +21,7 @@ async def plan(directory: Path, kubeconfig: str, *options: str) -> tuple[int, st
     """Exit code, stdout and stderr of the command, in a process of its own."""
     file = directory / "kubeconfig"
     file.write_text(kubeconfig)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "ipvsproxy", "plan", "--kubeconfig", str(file), *(options or OPTIONS)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 50)
-    assert b"Traceback" not in err, err
-    return process.returncode or 0, out.decode(), err.decode()
+    return await run_module("ipvsproxy", "plan", "--kubeconfig", str(file), *(options or OPTIONS))
 
 
 def loaded(server: ApiServer) -> ApiServer:
