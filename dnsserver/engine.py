@@ -31,6 +31,7 @@ from dnsserver.zone import Invalidation, Zone
 from kubecore.model import ObjectKey, Pod
 from kubecore.snapshot import Changes
 from kubecore.store import Store
+from kubecore.turns import give_way
 
 SERVICES_A_SLICE = 8
 """Changed Services taken in before the event loop gets its turn. One of 1,000 endpoints takes about a millisecond."""
@@ -261,6 +262,7 @@ class Engine:
         """Take every change of the store in, until cancelled."""
         while True:
             await self.store.wait_changed()
+            await give_way()
             await self.apply(self.store.take_changes(), self._clock())
 
     async def apply(self, changes: Changes, now_s: float) -> None:
@@ -298,9 +300,9 @@ class Engine:
             for key in part.pods:
                 pod = self.store.state.pods.get(key)
                 self._pods.put(key, pod.ips if pod else ())
-            self._observe_programming(part)
             self.metrics.slice_duration.observe(time.perf_counter() - began_s)
-            await asyncio.sleep(0)
+            await give_way()  # the clients first, then the books
+            self._observe_programming(part)
 
     def _invalidate(self, zone: Zone, invalidation: Invalidation) -> None:
         if invalidation.everything:

@@ -21,14 +21,15 @@ from kubecore.backoff import Uniform
 from kubecore.decode import Skipped
 from kubecore.model import Event, Listed
 from kubecore.store import Store
+from kubecore.turns import give_way
 from kubecore.watchproto import ORDERLY, WAITS_S, Reason, Request, Verdict, Watched, WatchSession
 
 _LOG = structlog.get_logger()
 _ERROR_BODY_BYTES = 64 * 1024
 _NO_OUTAGE = frozenset({Reason.UNSUPPORTED, Reason.UNSELECTABLE, Reason.EXPIRED, Reason.AHEAD})
 """The server is well and answers the next request."""
-_TURN_S = 0.001
-"""Objects are taken in for so long, then other tasks get their turn: DNS answers do not wait for a relist."""
+_TURN_S = 0.0002
+"""Objects are taken in for so long, then sockets get their turn: DNS answers do not wait for a relist."""
 
 
 class Answer(Protocol):
@@ -125,6 +126,7 @@ class Reflector:
             store.note_alive(resource)
             # Our own work is no silence of the server's.
             deadline.reschedule(None)
+            await give_way()
             await self._apply(session.data(chunk, self._clock()), store, session)
             if session.over is not None:
                 return session.over
@@ -138,6 +140,9 @@ class Reflector:
         resource = session.watched.resource
         until_s = time.perf_counter() + _TURN_S
         for item in arrived:
+            if time.perf_counter() > until_s:
+                await give_way()
+                until_s = time.perf_counter() + _TURN_S
             if isinstance(item, Skipped):
                 store.figures[resource].skipped += 1
                 _LOG.warning(
@@ -151,9 +156,6 @@ class Reflector:
                 store.apply(item)
                 if isinstance(item, Listed):
                     _LOG.info(log.WATCH_LIST_COMPLETED, resource=resource.value, objects=store.count(resource))
-            if time.perf_counter() > until_s:
-                await asyncio.sleep(0)
-                until_s = time.perf_counter() + _TURN_S
 
 
 async def _read_some(answer: Answer, limit_bytes: int) -> bytes:
