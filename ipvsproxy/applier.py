@@ -105,6 +105,7 @@ class Applier:
         for kind, times in Counter(map(type, permitted)).items():
             tally[kind, "skipped"] -= times
             tally[kind, "done"] = times
+        tally[AddRealServer, "done"] += sum(len(op.real_servers) for op in permitted if type(op) is AddVirtualServer)
         self._note_touched(permitted)
         failed: list[DataplaneError] = []
         if permitted:

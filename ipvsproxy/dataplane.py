@@ -23,12 +23,23 @@ from ipvsproxy.model import (
 )
 from kubecore.model import Family, Protocol
 
+MAX_NEW_REAL_SERVERS = 256
+"""Real servers that one AddVirtualServer brings along."""
+
 
 class AddVirtualServer(msgspec.Struct, frozen=True, gc=False):
-    """IPVS_CMD_NEW_SERVICE; AlreadyExists if there is one."""
+    """IPVS_CMD_NEW_SERVICE, then IPVS_CMD_NEW_DEST for each real server; AlreadyExists if there is one.
+
+    One operation a Service port and not one an endpoint: at start there are ten times as many of these. A real server
+    that the kernel refuses fails it, and keeps neither the virtual server nor the other real servers from being made.
+    """
 
     key: VirtualServerKey
     config: VirtualServerConfig
+    real_servers: tuple[RealServerKey, ...] = ()
+    """At most MAX_NEW_REAL_SERVERS, so that a message buffer does not grow with a Service."""
+    real_server_config: RealServerConfig = RealServerConfig()
+    """Of each of them."""
 
 
 class EditVirtualServer(msgspec.Struct, frozen=True, gc=False):

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from ipvsproxy import sets
 from ipvsproxy.dataplane import (
+    MAX_NEW_REAL_SERVERS,
     AddRealServer,
     AddVip,
     AddVirtualServer,
@@ -67,9 +68,7 @@ def diff(desired: Desired, actual: Picture, delta: Delta | None = None) -> list[
                 gone += _cut(key, None)
             continue
         if there is None:
-            add.append(AddVirtualServer(key, planned.config))
-            config = planned.real_server_config
-            add += [AddRealServer(key, server, config) for server in planned.real_servers]
+            add += _anew(planned)
             cut += _cut(key, planned)
             continue
         if there.config != planned.config:
@@ -80,6 +79,14 @@ def diff(desired: Desired, actual: Picture, delta: Delta | None = None) -> list[
     unroute = [DeleteVip(v) for v in vips if v not in desired.vips and v in actual.vips]
     first, last = _elements(desired, actual, delta)
     return [*first, *add, *edit, *route, *cut, *drop, *unroute, *gone, *last]
+
+
+def _anew(planned: PlannedVirtualServer) -> list[Op]:
+    """A virtual server with all its real servers."""
+    key, config, reals = planned.key, planned.real_server_config, planned.real_servers
+    first = reals[:MAX_NEW_REAL_SERVERS]
+    rest = [AddRealServer(key, server, config) for server in reals[MAX_NEW_REAL_SERVERS:]]
+    return [AddVirtualServer(key, planned.config, first, config), *rest]
 
 
 def _servers(desired: Desired, actual: Picture, delta: Delta | None) -> Iterable[VirtualServerKey]:

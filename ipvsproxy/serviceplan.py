@@ -30,9 +30,9 @@ from ipvsproxy.model import (
 from ipvsproxy.scheduling import schedule, server_config
 from ipvsproxy.sets import Kind
 from ipvsproxy.site import Site, collapsed, is_special
-from ipvsproxy.topology import categorise
+from ipvsproxy.topology import Endpoints, categorise
 from kubecore.addresses import family_of
-from kubecore.endpoints import MergedEndpoint, merge_slices
+from kubecore.endpoints import merge_slices
 from kubecore.model import EndpointSlice, Family, ObjectKey, Port, Service, ServiceType, TrafficPolicy
 
 LABEL_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -169,7 +169,7 @@ class _Planning:
             externals = list(self._externals(family))
             self._claim(cluster_ip, "clusterIP")
             for port in service.ports:
-                endpoints = self.merged.get((family, port.name, port.protocol), ())
+                endpoints = self.merged.get((family, port.name, port.protocol), {})
                 fronts = [_Front(cluster_ip, port.port, external=False, allocated=True, ranges=None)]
                 fronts += (f._replace(port=port.port) for f in externals)
                 if port.node_port:
@@ -267,7 +267,7 @@ class _Planning:
         self,
         port: Port,
         family: Family,
-        endpoints: Sequence[MergedEndpoint],
+        endpoints: Endpoints,
         fronts: list[_Front],
         *,
         external_local: bool,
@@ -311,20 +311,19 @@ class _Planning:
             server = PlannedVirtualServer(key, config, targets.wanted, targets.draining, targets.listed, port.protocol)
             self.entries[key] = Entry(server, _elements(key, kind, front, mark), front.allocated)
 
-    def _targets(self, endpoints: Sequence[MergedEndpoint], wanted: Sequence[MergedEndpoint]) -> _Targets:
-        keys = [RealServerKey(e.address, e.port) for e in wanted]
+    def _targets(self, endpoints: Endpoints, wanted: tuple[RealServerKey, ...]) -> _Targets:
+        keys = wanted
         if len(keys) > 1:
             at = self.rotation % len(keys)
             keys = keys[at:] + keys[:at]
         if len(wanted) == len(endpoints):
-            return _Targets(tuple(keys), _NONE, _NONE)
+            return _Targets(keys, _NONE, _NONE)
         chosen = set(keys)
         draining, listed = set[RealServerKey](), set[RealServerKey]()
-        for e in endpoints:
-            key = RealServerKey(e.address, e.port)
+        for key, e in endpoints.items():
             if key not in chosen:
                 (draining if e.serving and e.terminating else listed).add(key)
-        return _Targets(tuple(keys), frozenset(draining) if draining else _NONE, frozenset(listed) if listed else _NONE)
+        return _Targets(keys, frozenset(draining) if draining else _NONE, frozenset(listed) if listed else _NONE)
 
     def _mark(
         self,
@@ -353,18 +352,16 @@ class _Planning:
         )
         return mark
 
-    def _note_local(self, family: Family, endpoints: Sequence[MergedEndpoint]) -> None:
+    def _note_local(self, family: Family, endpoints: Endpoints) -> None:
         """Hairpins, health check count and pod prefixes come from the endpoints on this node, in any condition."""
         name, site = self.site.node.name, self.site
-        for e in endpoints:
-            if e.node_name != name:
-                continue
+        for address, ready in [(key.address, e.ready) for key, e in endpoints.items() if e.node_name == name]:
             self.needs |= Needs.LOCAL
-            if e.ready:
-                self.local_ready[family].add(e.address)
-            if e.address not in site.own and e.address not in site.node.primary:
-                self.shared[sets.hairpin(family, e.address)] = None
-                prefix = site.pod_prefix(e.address)
+            if ready:
+                self.local_ready[family].add(address)
+            if address not in site.own and address not in site.node.primary:
+                self.shared[sets.hairpin(family, address)] = None
+                prefix = site.pod_prefix(address)
                 if prefix is not None:
                     self.shared[sets.prefix(sets.ON_NODE, family, prefix)] = None
 

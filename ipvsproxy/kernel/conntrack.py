@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ipvsproxy.dataplane import CutFlows
 from ipvsproxy.kernel.addresses import family_number, pack
 from ipvsproxy.kernel.errors import error_for
-from ipvsproxy.kernel.netlink import NESTED, Netlink, attribute, attributes, message
+from ipvsproxy.kernel.netlink import NESTED, Netlink, attribute, attributes, message, numbered
 from kubecore.model import Protocol
 
 NETLINK_NETFILTER = 12
@@ -68,7 +68,7 @@ class Conntrack:
         for request in _requests(wanted):
             async for payloads in self._link.dump(request):
                 doomed += [deletion for payload in payloads if (deletion := _match(payload, wanted)) is not None]
-        failures = await self._link.submit(doomed, lambda encoded: encoded)
+        failures = await self._link.submit(doomed, numbered)
         for failure in failures.values():
             if failure.errno != errno.ENOENT:  # it expired meanwhile
                 raise error_for(None, failure.errno, f"deleting a connection tracking entry: {failure.detail}")

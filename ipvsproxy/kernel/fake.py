@@ -89,7 +89,7 @@ class FakeDataPlane:
         self.flows: set[Flow] = set()
         self.on_flows_cut: Callable[[Family, int, float], None] = lambda _family, _flows, _seconds: None
         self.done: list[Op] = []
-        """Every operation that was done, in order."""
+        """Every operation that was done, in order; a virtual server and the real servers it brings, each by itself."""
         self.calls: list[str] = []
         """Names of the other methods called, in order."""
         self.fail: Callable[[Op], int] = lambda _: 0
@@ -130,14 +130,9 @@ class FakeDataPlane:
         """Do `ops` in order."""
         results: list[DataplaneError | None] = []
         for op in ops:
-            if self.crash_after is not None:
-                if not self.crash_after:
-                    raise Crash
-                self.crash_after -= 1
-            code = self.fail(op) or self._do(op)
+            codes = [self._attempt(message) for message in _messages(op)] if _encodable(op) else [errno.EINVAL]
+            code = next(filter(None, codes), 0)
             results.append(error_for(op, code) if code else None)
-            if not code:
-                self.done.append(op)
         await asyncio.sleep(0)
         return results
 
@@ -228,6 +223,16 @@ class FakeDataPlane:
             yield await self._news.get()
 
     # -- the kernel's rules; each returns an errno, 0 for success
+
+    def _attempt(self, op: Op) -> int:
+        if self.crash_after is not None:
+            if not self.crash_after:
+                raise Crash
+            self.crash_after -= 1
+        code = self.fail(op) or self._do(op)
+        if not code:
+            self.done.append(op)
+        return code
 
     def _server(self, key: VirtualServerKey) -> ActualVirtualServer:
         if key not in self.virtual_servers:
@@ -341,6 +346,21 @@ class FakeDataPlane:
 
 def _copy(server: ActualVirtualServer) -> ActualVirtualServer:
     return ActualVirtualServer(server.config, dict(server.real_servers), server.traffic)
+
+
+def _messages(op: Op) -> list[Op]:
+    """What the kernel is sent for an operation, which it takes or refuses by itself."""
+    if not isinstance(op, AddVirtualServer):
+        return [op]
+    bare = AddVirtualServer(op.key, op.config)
+    return [bare, *(AddRealServer(op.key, real, op.real_server_config) for real in op.real_servers)]
+
+
+def _encodable(op: Op) -> bool:
+    """Whether all of it can be put in messages; if not, none is sent."""
+    if not isinstance(op, AddVirtualServer):
+        return True
+    return all(_is_address(real.address) and 0 <= real.port < 1 << 16 for real in op.real_servers)
 
 
 def _expressible(key: VirtualServerKey) -> bool:

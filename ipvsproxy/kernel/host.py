@@ -23,7 +23,7 @@ from ipvsproxy.dataplane import (
     Unsupported,
 )
 from ipvsproxy.kernel import rtnetlink
-from ipvsproxy.kernel.netlink import Failure, Netlink
+from ipvsproxy.kernel.netlink import Failure, Netlink, single
 from ipvsproxy.kernel.rtnetlink import AddressInfo, LinkInfo, VipRoute
 from ipvsproxy.model import DEVICE, InterfaceAddress, Link
 from kubecore.model import Family
@@ -53,11 +53,11 @@ class Host:
         """Do `ops` in order; what failed, by index. The device is made if it is missing or down."""
         if self._index == 0 and any(isinstance(op, AddVip) for op in ops):
             await self.ensure_device()
-        failures = await self._link.submit(ops, self._encode)
+        failures = await self._link.submit(ops, single(self._encode))
         lost = [i for i, f in failures.items() if f.errno in _DEVICE_LOST and isinstance(ops[i], AddVip)]
         if lost:  # somebody deleted the device or took it down
             await self.ensure_device()
-            again = await self._link.submit([ops[i] for i in lost], self._encode)
+            again = await self._link.submit([ops[i] for i in lost], single(self._encode))
             for position, index in enumerate(lost):
                 del failures[index]
                 if position in again:
@@ -154,13 +154,13 @@ class Host:
                 await self._put_routes([r._replace(interface=last[0].interface) for r in routes])
 
     async def _delete_addresses(self, addresses: Sequence[AddressInfo]) -> None:
-        failures = await self._link.submit(addresses, rtnetlink.delete_address)
+        failures = await self._link.submit(addresses, single(rtnetlink.delete_address))
         for index, failure in failures.items():
             if failure.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                 raise DataplaneError(None, failure.errno, f"deleting {addresses[index].address}: {failure.detail}")
 
     async def _put_routes(self, routes: Sequence[VipRoute]) -> None:
-        failures = await self._link.submit(routes, rtnetlink.put_vip)
+        failures = await self._link.submit(routes, single(rtnetlink.put_vip))
         for index, failure in failures.items():
             raise DataplaneError(None, failure.errno, f"moving route {routes[index].address}: {failure.detail}")
 

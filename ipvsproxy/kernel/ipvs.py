@@ -164,6 +164,7 @@ def pack_config(family: Family, config: VirtualServerConfig) -> bytes:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=64)
 def _pack_dest_config(config: RealServerConfig) -> bytes:
     return _DEST_CONFIG.pack(
         8, _D_METHOD, config.method.value,
@@ -177,6 +178,7 @@ def _pack_dest_key(key: RealServerKey) -> bytes:
     return _DEST_ADDRESS + addresses.pack(key.address) + _pack_dest_place(key.port, six=":" in key.address)
 
 
+@lru_cache(maxsize=1024)
 def _pack_dest_place(port: int, *, six: bool) -> bytes:
     """What follows the address in a real server's key, an IPv4 address' padding to 16 bytes first."""
     place = _DEST_PLACE.pack(6, _D_PORT, socket.htons(port), 6, _D_FAMILY, _AF_OF[6 if six else 4])
@@ -188,59 +190,65 @@ class Encoder:
 
     def __init__(self, family_id: int) -> None:
         self.family_id = family_id
-        # Operations come virtual server by virtual server, whose real servers differ in their address alone as a rule:
-        # what the last message had before and after the address is kept.
-        self._head_of: tuple[VirtualServerKey, int] | None = None
-        self._head = b""
-        self._tail_of: tuple[int, bool, RealServerConfig] | None = None
-        self._tail = b""
 
-    def __call__(self, op: GenlOp) -> bytes:
-        """The message of one operation.
+    def __call__(self, op: GenlOp, sequence: int = 0) -> bytes:
+        """The messages of one operation, each with this sequence number.
 
         Raises: ValueError if a value cannot be expressed.
         """
         try:
             match op:
-                case AddRealServer():
-                    return self._dest(NEW_DEST, op)
-                case EditRealServer():
-                    return self._dest(SET_DEST, op)
+                case AddVirtualServer(key, config, real_servers, real_server_config):
+                    return self._service(NEW_SERVICE, key, config, sequence) + self._dests(
+                        NEW_DEST, key, real_servers, real_server_config, sequence
+                    )
+                case EditVirtualServer(key, config):
+                    return self._service(SET_SERVICE, key, config, sequence)
+                case DeleteVirtualServer(key):
+                    return self.command(DEL_SERVICE, nested(_CMD_SERVICE, pack_key(key)), sequence)
+                case AddRealServer(server, key, config):
+                    return self._dests(NEW_DEST, server, (key,), config, sequence)
+                case EditRealServer(server, key, config):
+                    return self._dests(SET_DEST, server, (key,), config, sequence)
                 case DeleteRealServer(server, key):
                     dest = nested(_CMD_DEST, _pack_dest_key(key))
-                    return self.command(DEL_DEST, nested(_CMD_SERVICE, pack_key(server)) + dest)
-                case AddVirtualServer():
-                    return self._service(NEW_SERVICE, op)
-                case EditVirtualServer():
-                    return self._service(SET_SERVICE, op)
-                case DeleteVirtualServer(key):
-                    return self.command(DEL_SERVICE, nested(_CMD_SERVICE, pack_key(key)))
+                    return self.command(DEL_DEST, nested(_CMD_SERVICE, pack_key(server)) + dest, sequence)
         except (struct.error, OverflowError) as error:
             raise ValueError(f"out of range: {error}") from error
 
-    def command(self, command: int, payload: bytes = b"") -> bytes:
+    def command(self, command: int, payload: bytes = b"", sequence: int = 0) -> bytes:
         """A message of the family with these attributes."""
-        head = HEADER.pack(20 + len(payload), self.family_id, REQUEST, 0, 0)
+        head = HEADER.pack(20 + len(payload), self.family_id, REQUEST, sequence, 0)
         return head + _GENL.pack(command, _VERSION, 0) + payload
 
-    def _service(self, command: int, op: AddVirtualServer | EditVirtualServer) -> bytes:
-        return self.command(command, nested(_CMD_SERVICE, pack_key(op.key) + pack_config(op.key.family, op.config)))
+    def _service(self, command: int, key: VirtualServerKey, config: VirtualServerConfig, sequence: int) -> bytes:
+        payload = nested(_CMD_SERVICE, pack_key(key) + pack_config(key.family, config))
+        return self.command(command, payload, sequence)
 
-    def _dest(self, command: int, op: AddRealServer | EditRealServer) -> bytes:
-        server, key, config = op.server, op.key, op.config
-        address, port = key.address, key.port
-        head_of = self._head_of
-        if head_of is None or head_of[0] is not server or head_of[1] != command:
-            size = len(_DEST_ADDRESS) + 16 + _DEST_PLACE.size + _DEST_CONFIG.size
-            empty = self.command(command, nested(_CMD_SERVICE, pack_key(server)) + nested(_CMD_DEST, bytes(size)))
-            self._head = empty[:-size] + _DEST_ADDRESS
-            self._head_of = server, command
-        six = ":" in address
-        tail_of = self._tail_of
-        if tail_of is None or tail_of[2] is not config or tail_of[0] != port or tail_of[1] != six:
-            self._tail = _pack_dest_place(port, six=six) + _pack_dest_config(config)
-            self._tail_of = port, six, config
-        return self._head + addresses.pack(address) + self._tail
+    def _dests(
+        self,
+        command: int,
+        server: VirtualServerKey,
+        keys: Sequence[RealServerKey],
+        config: RealServerConfig,
+        sequence: int,
+    ) -> bytes:
+        """A message for each real server, all of one configuration.
+
+        Real servers of a virtual server differ in their address alone as a rule, so that what comes before and after
+        it is the same in all messages.
+        """
+        if not keys:
+            return b""
+        kinds = {(key.port, ":" in key.address) for key in keys}
+        if len(kinds) > 1:
+            return b"".join(self._dests(command, server, (key,), config, sequence) for key in keys)
+        ((port, six),) = kinds
+        tail = _pack_dest_place(port, six=six) + _pack_dest_config(config)
+        size = len(_DEST_ADDRESS) + (16 if six else 4) + len(tail)
+        empty = self.command(command, nested(_CMD_SERVICE, pack_key(server)) + nested(_CMD_DEST, bytes(size)), sequence)
+        head = empty[:-size] + _DEST_ADDRESS
+        return head + (tail + head).join([addresses.pack(key.address) for key in keys]) + tail
 
 
 _NEST = struct.Struct("=HH")

@@ -34,7 +34,7 @@ NESTED = 0x8000
 
 _CAPPED_TLVS = 0x200  # NLM_F_ACK_TLVS; the request itself is always capped to its header, by NETLINK_CAP_ACK
 _DUMP_INTERRUPTED = 0x10
-_ERROR, _DONE, _OVERRUN = 2, 3, 4
+_NOOP, _ERROR, _DONE, _OVERRUN = 1, 2, 3, 4
 
 _SOL_NETLINK = 270
 _CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK = 10, 11, 12
@@ -48,6 +48,8 @@ _RECEIVE_BYTES = 1 << 16
 _RECEIVE_BUFFER_BYTES = 4 << 20
 """Room for a batch in which every message fails: 1,100 errors of 768 bytes of kernel memory each, with a margin."""
 _ERROR_TRUESIZE_BYTES = 1024
+_SHORT_MESSAGE_BYTES = 40
+"""No message that changes something is shorter: so many bytes a batch has for each error there is room for."""
 _LONG_BYTES = 8 << 10
 """A dump lets other tasks run after a buffer this full; a small one costs less than giving way does."""
 _TIMEOUT_S = 5.0
@@ -73,6 +75,16 @@ class Failure(NamedTuple):
 def message(kind: int, flags: int, payload: bytes) -> bytes:
     """One request; its sequence number is set when it is sent."""
     return HEADER.pack(16 + len(payload), kind, flags | REQUEST, 0, 0) + payload
+
+
+def numbered(encoded: bytes, sequence: int) -> bytes:
+    """One message with this sequence number."""
+    return encoded[:8] + _SEQUENCE.pack(sequence) + encoded[12:]
+
+
+def single(encode: Callable[[T], bytes]) -> Callable[[T, int], bytes]:
+    """What `Netlink.submit` takes, for items that are one message each."""
+    return lambda item, sequence: numbered(encode(item), sequence)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -121,7 +133,7 @@ class Netlink:
         self._socket.setblocking(False)  # noqa: FBT003
         self._socket.bind((0, 0))
         room = self.receive_buffer(_RECEIVE_BUFFER_BYTES)
-        self._batch_messages = max(1, room // _ERROR_TRUESIZE_BYTES)
+        self._batch_bytes = min(_BATCH_BYTES, room // _ERROR_TRUESIZE_BYTES * _SHORT_MESSAGE_BYTES)
         for option in (_CAP_ACK, _EXT_ACK, *([_GET_STRICT_CHECK] if strict else ())):
             try:
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
@@ -141,11 +153,15 @@ class Netlink:
         """Set the room for answers; returns the bytes it got."""
         return enlarge_receive_buffer(self._socket, size)
 
-    async def submit(self, items: Sequence[T], encode: Callable[[T], bytes]) -> dict[int, Failure]:
-        """Send one message an item, in order; what failed, by index.
+    async def submit(self, items: Sequence[T], encode: Callable[[T, int], bytes]) -> dict[int, Failure]:
+        """Send what each item is encoded to, in order; the first that failed of each item, by index.
 
-        One failure does not keep the following ones from being done. An item that cannot be encoded (ValueError) is
-        an EINVAL. Lets other tasks run after each 64 KiB.
+        One failure does not keep the following messages from being done. An item that cannot be encoded (ValueError)
+        is an EINVAL. Lets other tasks run after each 64 KiB.
+
+        Args:
+            items: what to do.
+            encode: the messages of an item, one or many, all with the sequence number it is given.
         """
         failures: dict[int, Failure] = {}
         index = 0
@@ -160,53 +176,47 @@ class Netlink:
     async def _submit_batch(
         self,
         items: Sequence[T],
-        encode: Callable[[T], bytes],
+        encode: Callable[[T, int], bytes],
         first: int,
         failures: dict[int, Failure],
     ) -> int:
         """Send the items from `first` on that fit in one buffer; returns the index of the next."""
         buffer = bytearray()
-        base = (self._sequence - first) & 0xFFFFFFFF
-        last_offset = -1
-        last = index = first
-        stop = min(len(items), first + self._batch_messages)
-        put_sequence = _SEQUENCE.pack_into
-        while index < stop and len(buffer) < _BATCH_BYTES:
+        base = (self._sequence + 1 - first) & 0xFFFFFFFF
+        index, stop, room = first, len(items), self._batch_bytes
+        while index < stop and len(buffer) < room:
             try:
-                encoded = encode(items[index])
+                buffer += encode(items[index], (base + index) & 0xFFFFFFFF)
             except ValueError as error:
                 failures[index] = Failure(errno.EINVAL, str(error))
-            else:
-                last, last_offset = index, len(buffer)
-                buffer += encoded
-                put_sequence(buffer, last_offset + 8, (base + index) & 0xFFFFFFFF)
             index += 1
         self._sequence = (base + index) & 0xFFFFFFFF
-        if last_offset < 0:
+        if not buffer:
             return index
-        (flags,) = _FLAGS.unpack_from(buffer, last_offset + 6)
-        _FLAGS.pack_into(buffer, last_offset + 6, flags | ACK)
+        # Does nothing but to be acknowledged after all before it was done: several messages may have a number together.
+        buffer += HEADER.pack(16, _NOOP, REQUEST | ACK, self._sequence, 0)
         self._socket.send(buffer)
         try:
-            await self._read_errors(base, first, last, failures)
+            await self._read_errors(base, first, index, failures)
         except Interrupted as error:
             self._drain()
             for lost in range(first, index):
                 failures.setdefault(lost, Failure(error.errno, f"outcome unknown: {error.detail}"))
         return index
 
-    async def _read_errors(self, base: int, first: int, last: int, failures: dict[int, Failure]) -> None:
+    async def _read_errors(self, base: int, first: int, end: int, failures: dict[int, Failure]) -> None:
+        """Read what failed until the message that comes after all others, numbered as an item `end` were, is done."""
         while True:
             data = await self._receive()
-            for kind, flags, sequence, start, end in split(data):
+            for kind, flags, sequence, start, stop in split(data):
                 index = (sequence - base) & 0xFFFFFFFF
-                if kind != _ERROR or not first <= index <= last:
+                if kind != _ERROR or not first <= index <= end:
                     continue
-                failure = _failure(data, flags, start, end)
-                if failure.errno:
-                    failures[index] = failure
-                if index == last:
+                if index == end:
                     return
+                failure = _failure(data, flags, start, stop)
+                if failure.errno:
+                    failures.setdefault(index, failure)
 
     async def transact(self, encoded: Sequence[bytes]) -> list[tuple[int, Failure]]:
         """Send messages that the kernel takes as one transaction, begin and end included; what failed, by index.

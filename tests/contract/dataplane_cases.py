@@ -207,6 +207,50 @@ async def errors_carry_the_kernels_number(plane: DataPlane) -> None:
 
 
 @case
+async def a_virtual_server_brings_its_real_servers(plane: DataPlane) -> None:
+    mixed = (POD_A, POD_B, RealServerKey(POD_A.address, 9090), RealServerKey("10.244.9.9", POD_A.port))
+    heavy = RealServerConfig(7, ForwardMethod.MASQUERADE, 20, 10)
+    mark = VirtualServerKey(6, None, "", 0, 0x69ABCDEF)
+    ops: list[Op] = [
+        AddVirtualServer(WEB, PLAIN, mixed, heavy),
+        AddVirtualServer(DNS6, PLAIN, (POD6,)),
+        AddVirtualServer(mark, PLAIN, (POD6,), heavy),
+        DeleteRealServer(WEB, POD_B),
+    ]
+    assert await outcomes(plane, *ops) == ["ok"] * 4
+    assert await servers(plane) == {
+        WEB: (PLAIN, {key: heavy for key in mixed if key != POD_B}),
+        DNS6: (PLAIN, {POD6: ONE}),
+        mark: (PLAIN, {POD6: heavy}),
+    }
+
+
+@case
+async def a_real_server_that_is_refused_fails_its_virtual_server_alone(plane: DataPlane) -> None:
+    nobody, no_port = RealServerKey("224.0.0.1", 80), RealServerKey("10.244.9.9", 1 << 16)
+    ops: list[Op] = [
+        AddVirtualServer(WEB, PLAIN, (POD_A, nobody, POD_B)),
+        AddVirtualServer(WEB, VirtualServerConfig(Scheduler.LC), (POD_A, RealServerKey("10.244.9.9", 80))),
+        AddVirtualServer(DNS6, PLAIN, (POD6, nobody)),
+        AddVirtualServer(GHOST, PLAIN, (POD_A, no_port)),
+        AddVirtualServer(WEB._replace(port=81), PLAIN, (POD_A,)),
+    ]
+    results = await plane.apply(ops)
+    assert [None if r is None else r.errno for r in results] == [
+        errno.EINVAL,
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EINVAL,
+        None,
+    ]
+    assert await servers(plane) == {
+        WEB: (PLAIN, {POD_A: ONE, POD_B: ONE, RealServerKey("10.244.9.9", 80): ONE}),
+        DNS6: (PLAIN, {POD6: ONE}),
+        WEB._replace(port=81): (PLAIN, {POD_A: ONE}),
+    }
+
+
+@case
 async def only_tunnels_cross_families(plane: DataPlane) -> None:
     tunnel = RealServerConfig(1, ForwardMethod.TUNNEL)
     await outcomes(plane, AddVirtualServer(DNS6, PLAIN))

@@ -174,6 +174,28 @@ def test_failures_find_their_operation(net: Net) -> None:
     assert net.host("node").call(guest_failures_in_large_batches, 3000, timeout_s=90) == list(range(2, 9000, 3))
 
 
+async def guest_failures_within_virtual_servers(count: int) -> list[int]:
+    """Indices of what must fail, one message in the middle of the many of its operation, the last buffer's last too."""
+    async with await KernelDataPlane.open() as plane:
+        pods = tuple(RealServerKey(f"10.244.7.{i}", 80) for i in range(1, 21))
+        nobody = (*pods[:9], RealServerKey("224.0.0.1", 80), *pods[9:])
+        keys = [VirtualServerKey(4, Protocol.TCP, f"10.96.{i >> 8}.{i & 255}", 80) for i in range(count)]
+        results = await plane.apply(
+            [
+                AddVirtualServer(key, VirtualServerConfig(), pods if index % 3 else nobody)
+                for index, key in enumerate(keys)
+            ]
+        )
+        assert {result.errno for result in results if result is not None} == {errno.EINVAL}
+        there = await plane.dump_virtual_servers()
+        assert all(set(there[key].real_servers) == set(pods) for key in keys)
+        return [index for index, result in enumerate(results) if result is not None]
+
+
+def test_failures_find_the_virtual_server_they_are_part_of(net: Net) -> None:
+    assert net.host("node").call(guest_failures_within_virtual_servers, 301) == list(range(0, 301, 3))
+
+
 async def guest_overflow(count: int) -> list[str]:
     """A receive buffer too small for the errors of one batch: what is not known is said to be unknown."""
     ipvs = await open_ipvs()
@@ -263,7 +285,7 @@ async def guest_no_scheduler() -> str:
     ipvs = await open_ipvs()
     encode = ipvs.encoder
     op = AddVirtualServer(WEB, VirtualServerConfig(Scheduler.FO))
-    failures = await ipvs.link.submit([op], lambda op: encode(op).replace(b"fo\0", b"fx\0"))
+    failures = await ipvs.link.submit([op], lambda op, sequence: encode(op, sequence).replace(b"fo\0", b"fx\0"))
     ipvs.close()
     return error_for(op, failures[0].errno, failures[0].detail).detail
 

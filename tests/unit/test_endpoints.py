@@ -18,11 +18,11 @@ def _merged(*slices: EndpointSlice) -> list[str]:
     for (family, name, protocol), found in sorted(merge_slices(slices).items(), key=str):
         marks = {True: ""}
         texts = [
-            f"{e.address}:{e.port}"
+            f"{key.address}:{key.port}"
             + ("~" if e.terminating else marks.get(e.ready, "!"))
             + (e.node_name and "@")
             + e.node_name
-            for e in found
+            for key, e in found.items()
         ]
         lines.append(f"IPv{family} {name}/{protocol.value} -> {' '.join(texts)}".rstrip())
     return lines
@@ -100,4 +100,4 @@ def test_every_endpoint_once_and_nothing_invented(slices: list[EndpointSlice]) -
     assert len(merged) == len(set(merged))
     assert set(merged) == said
     for found in merge_slices(slices).values():
-        assert list(found) == sorted(found, key=lambda e: (e.address, e.port))
+        assert list(found) == sorted(found, key=lambda key: (key.address, key.port))

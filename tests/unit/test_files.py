@@ -36,8 +36,8 @@ def _forwarding(state: ClusterState) -> list[str]:
         merged = merge_slices(state.slices_of(k))
         for port in service.ports:
             where = service.cluster_ips[0] if service.cluster_ips else "headless"
-            found = merged.get((4, port.name, port.protocol), ())
-            targets = [f"{e.address}:{e.port}" for e in found if e.ready]
+            found = merged.get((4, port.name, port.protocol), {})
+            targets = [f"{key.address}:{key.port}" for key, e in found.items() if e.ready]
             node_port = f" @{port.node_port}" if port.node_port else ""
             lines.append(" ".join([f"{k} {where}:{port.port}/{port.protocol.value}{node_port} ->", *targets]))
     return lines

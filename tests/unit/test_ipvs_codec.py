@@ -20,7 +20,7 @@ from ipvsproxy.dataplane import (
     EditVirtualServer,
 )
 from ipvsproxy.kernel.ipvs import Encoder, GenlOp, Service, decode_dest, decode_service
-from ipvsproxy.kernel.netlink import attribute, attributes
+from ipvsproxy.kernel.netlink import attribute, attributes, numbered
 from ipvsproxy.model import (
     ActualRealServer,
     ForwardMethod,
@@ -290,6 +290,20 @@ def test_pyroute2_reads_the_same_dest(server: VirtualServerKey, key: RealServerK
     assert dest["IPVS_DEST_ATTR_FWD_METHOD"] == config.method.value
     assert dest["IPVS_DEST_ATTR_U_THRESH"] == config.upper_threshold
     assert dest["IPVS_DEST_ATTR_L_THRESH"] == config.lower_threshold
+
+
+@given(
+    virtual_server_keys,
+    st.lists(real_server_keys(4) | real_server_keys(6), max_size=5).map(tuple),
+    real_server_configs,
+    st.integers(0, (1 << 32) - 1),
+)
+def test_a_virtual_server_with_real_servers_is_a_message_each(
+    server: VirtualServerKey, keys: tuple[RealServerKey, ...], config: RealServerConfig, sequence: int
+) -> None:
+    alone = [encode(AddVirtualServer(server, STICKY)), *(encode(AddRealServer(server, key, config)) for key in keys)]
+    together = encode(AddVirtualServer(server, STICKY, keys, config), sequence)
+    assert together == b"".join(numbered(message, sequence) for message in alone)
 
 
 @given(st.binary(max_size=64))

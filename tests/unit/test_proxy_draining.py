@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvsproxy.dataplane import (
-    AddRealServer,
+    AddVirtualServer,
     ChangeElements,
     CutFlows,
     DeleteRealServer,
@@ -138,7 +138,7 @@ def test_flows_from_before_a_udp_service_are_cut_when_it_appears() -> None:
     dns = planned(service("dns", "10.96.0.1", "53/UDP"), endpoint_slice("dns", "10.0.0.1", "53/UDP"))
     ops = diff(dns.desired, Picture())
     assert CutFlows(Protocol.UDP, "10.96.0.1", 53) in ops
-    assert [op for op in ops if isinstance(op, AddRealServer)]
+    assert [op for op in ops if isinstance(op, AddVirtualServer) and op.real_servers]
 
 
 def test_udp_behind_a_mark_is_cut_at_every_address() -> None:
