@@ -137,6 +137,7 @@ class Reconciler:
 
     async def run(self) -> None:
         """Wait for both lists, adopt the kernel, then keep it in step until cancelled."""
+        await self._standing.until_it_works(self._prepare)
         await self._store.wait_listed(Resource.SERVICES, Resource.ENDPOINT_SLICES)
         watcher = asyncio.create_task(self._watch_kernel())
         try:
@@ -209,6 +210,17 @@ class Reconciler:
 
     # -- start
 
+    async def _prepare(self) -> None:
+        """Make our table, while the lists are still on their way: running nft takes as long as a thousand Services.
+
+        What is in a table of ours stays in it; in a new one there is what depends on the node alone.
+        """
+        self._host = await self._dataplane.read_host()
+        elements = await self._dataplane.dump_elements()
+        if elements is None:
+            elements = set(Planner(self._config, self._view(), self._schedulers).desired.elements)
+        await self._dataplane.load_table(nftables.load(self._config, elements))
+
     async def _start(self) -> None:
         dataplane = self._dataplane
         started_s = self._clock.monotonic()
@@ -224,7 +236,8 @@ class Reconciler:
         self._store.take_changes()  # everything is planned below
         self._telling.queued()
         self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements or ()))
-        if elements is None:  # a new table is loaded with what depends on the node alone
+        lost = elements is None  # somebody deleted the table since it was made
+        if elements is None:
             elements = set(self._planner.desired.elements)
         self._programming = Programming(
             store=self._store,
@@ -238,7 +251,8 @@ class Reconciler:
         )
         load_table = self._programming.load_table
         self._auditing = Audit(dataplane, self._programming.applier, self._planner, load_table)
-        await load_table()
+        if lost:
+            await load_table()
         state = self._store.state
         # The API server and DNS come first and alone: a node without them cannot even start its pods.
         services = in_order(state, state.services)

@@ -155,12 +155,16 @@ class World:
                 await self._task
             self._task = None
 
-    async def restart(self) -> None:
-        """Another process on the same kernel."""
+    async def renew(self) -> None:
+        """Another process on the same kernel, which knows nothing of the cluster and does not run yet."""
         await self.stop()
-        old = self.store.state
         self.store = Store()
         self.reconciler = self._reconciler()
+
+    async def restart(self) -> None:
+        """Another process on the same kernel."""
+        old = self.store.state
+        await self.renew()
         await self.start(*old.services.values(), *old.slices.values(), *old.nodes.values())
 
     # -- looking

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from ipvsproxy import nftables, sets
 from ipvsproxy.config import Config
-from ipvsproxy.dataplane import AddRealServer, AddVip, AddVirtualServer, ChangeElements, EditRealServer, Op
+from ipvsproxy.dataplane import AddVip, AddVirtualServer, ChangeElements, EditRealServer, Op
 from ipvsproxy.kernel import rtnetlink
 from ipvsproxy.kernel.conntrack import NETLINK_NETFILTER
 from ipvsproxy.kernel.ipvs import NETLINK_GENERIC, Encoder, open_ipvs
@@ -37,12 +37,11 @@ def virtual_servers(services: int) -> list[VirtualServerKey]:
     return [VirtualServerKey(4, Protocol.TCP, f"10.96.{i >> 8}.{i & 255}", 80) for i in range(services)]
 
 
-def ipvs_ops(services: int) -> list[AddVirtualServer | AddRealServer]:
-    ops: list[AddVirtualServer | AddRealServer] = []
+def ipvs_ops(services: int) -> list[AddVirtualServer]:
+    ops = []
     for i, key in enumerate(virtual_servers(services)):
-        ops.append(AddVirtualServer(key, VirtualServerConfig()))
-        pods = (RealServerKey(f"10.{128 + j}.{i >> 8}.{i & 255}", 8080) for j in range(ENDPOINTS))
-        ops += [AddRealServer(key, pod, RealServerConfig()) for pod in pods]
+        pods = tuple(RealServerKey(f"10.{128 + j}.{i >> 8}.{i & 255}", 8080) for j in range(ENDPOINTS))
+        ops.append(AddVirtualServer(key, VirtualServerConfig(), pods))
     return ops
 
 

@@ -87,11 +87,13 @@ def touch_memory() -> None:
     bytearray(b"\1" * (512 << 20))
 
 
-async def guest_floor(file: str, every: bool = False) -> float:
+async def guest_floor(file: str, every: bool, fresh: bool) -> float:
     """Seconds to send the record again.
 
     With `every`, each message of IPVS and of routes is acknowledged, as programs mostly have it (the answers are read
     when the time has been taken). Without, the last of a buffer, as we do it.
+
+    With `fresh`, the guest's memory is what a boot leaves. Without, the host has given it all of it before.
     """
     async with await KernelDataPlane.open() as plane:
         await plane.load_table(nftables.load(Config()))
@@ -102,7 +104,8 @@ async def guest_floor(file: str, every: bool = False) -> float:
         acknowledged = [_ask_for_all(buffer) if protocol != NETLINK_NETFILTER else 1 for protocol, buffer in sent]
     sockets = {protocol: _socket(protocol) for protocol in {protocol for protocol, _ in sent}}
     unread = dict.fromkeys(sockets, 0)
-    touch_memory()
+    if not fresh:
+        touch_memory()
     gc.collect()
     started_s = time.perf_counter()
     for (protocol, buffer), answers in zip(sent, acknowledged, strict=True):

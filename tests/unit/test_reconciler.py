@@ -48,13 +48,14 @@ def weights(it: World, server: VirtualServerKey = WEB) -> dict[str, int]:
     return {k.address: r.config.weight for k, r in it.fake.virtual_servers[server].real_servers.items()}
 
 
-async def test_nothing_is_done_before_both_lists_are_complete() -> None:
+async def test_before_both_lists_are_complete_our_table_is_made_and_nothing_else() -> None:
     async with world() as it:
         it.put(*web())
         it.launch()
         it.list_all([Resource.SERVICES])
         await _rounds()
-        assert (it.fake.done, it.fake.calls) == ([], [])
+        assert (it.fake.done, it.fake.calls) == ([], ["read_host", "dump_elements", "load_table"])
+        assert not any(element.set.startswith(("service", "vip", "mark")) for element in it.fake.elements)
         it.list_all([Resource.ENDPOINT_SLICES])
         await it.settle()
         assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
@@ -218,6 +219,16 @@ async def test_a_restart_changes_nothing_in_a_kernel_that_is_right() -> None:
         await it.restart()
         assert it.fake.done[done:] == []
         assert it.fake.virtual_servers[WEB].real_servers[TWO].counters == OPEN
+
+
+async def test_a_restart_that_waits_for_the_lists_takes_nothing_away() -> None:
+    async with world(*web()) as it:
+        before, done = it.fake.elements, len(it.fake.done)
+        await it.renew()
+        it.launch()
+        await _rounds()
+        assert it.fake.calls[-1] == "load_table"
+        assert (it.fake.elements, it.fake.done[done:]) == (before, [])
 
 
 async def test_weights_and_schedulers_are_right_after_a_restart() -> None:
