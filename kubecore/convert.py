@@ -51,6 +51,8 @@ KEPT_ANNOTATIONS = ("ipvsproxy.io/", "kube-router.io/service.")
 
 DEFAULT_AFFINITY_TIMEOUT_S = 10800
 """`sessionAffinityConfig.clientIP.timeoutSeconds` where the API leaves it out."""
+MAX_AFFINITY_TIMEOUT_S = 86400
+"""The longest the API server accepts."""
 
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 MANAGED_BY_LABEL = "endpointslice.kubernetes.io/managed-by"
@@ -167,11 +169,6 @@ def service(w: wire.Service, note: Note) -> Service:
         kind = ServiceType.CLUSTER_IP
     external_name = kind is ServiceType.EXTERNAL_NAME
     cluster_ips, headless = ((), False) if external_name else _cluster_ips(spec)
-    affinity = 0
-    if spec.session_affinity == "ClientIP":
-        client_ip = spec.session_affinity_config and spec.session_affinity_config.client_ip
-        given = client_ip.timeout_seconds if client_ip else None
-        affinity = given if given is not None and given > 0 else DEFAULT_AFFINITY_TIMEOUT_S
     annotations = {k: v for k, v in (meta.annotations or {}).items() if k.startswith(KEPT_ANNOTATIONS)}
     return Service(
         namespace=_namespace(meta),
@@ -196,7 +193,7 @@ def service(w: wire.Service, note: Note) -> Service:
         ),
         external_policy=_policy(spec.external_traffic_policy, "spec.externalTrafficPolicy", note),
         internal_policy=_policy(spec.internal_traffic_policy, "spec.internalTrafficPolicy", note),
-        affinity_timeout_s=affinity,
+        affinity_timeout_s=_affinity_timeout_s(spec, note),
         health_check_node_port=spec.health_check_node_port or 0,
         publish_not_ready=bool(spec.publish_not_ready_addresses),
         traffic_distribution=_intern(spec.traffic_distribution),
@@ -229,6 +226,24 @@ def _families(texts: list[str] | None, note: Note) -> tuple[Family, ...]:
         else:
             families.append(family)
     return _shared(tuple(families))
+
+
+def _affinity_timeout_s(spec: wire.ServiceSpec, note: Note) -> int:
+    """How long a client stays with its endpoint; 0: not at all."""
+    if spec.session_affinity in (None, "", "None"):
+        return 0
+    if spec.session_affinity != "ClientIP":
+        note("spec.sessionAffinity", f"{spec.session_affinity!r} is unknown; taken as None")
+        return 0
+    client_ip = spec.session_affinity_config and spec.session_affinity_config.client_ip
+    given = client_ip.timeout_seconds if client_ip else None
+    if given is None:
+        return DEFAULT_AFFINITY_TIMEOUT_S
+    taken = min(given, MAX_AFFINITY_TIMEOUT_S) if given > 0 else DEFAULT_AFFINITY_TIMEOUT_S
+    if taken != given:
+        field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+        note(field, f"{given} is outside 1..{MAX_AFFINITY_TIMEOUT_S}; taken as {taken}")
+    return taken
 
 
 def _policy(text: str | None, field: str, note: Note) -> TrafficPolicy:

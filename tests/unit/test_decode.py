@@ -123,12 +123,34 @@ def test_only_annotations_somebody_reads_are_kept() -> None:
             "spec.ports[1].protocol: 'QUIC' is none of TCP, UDP, SCTP",
         ),
         ("{ipFamilies: [IPv4, IPv9]}", "spec.ipFamilies[1]: 'IPv9' is neither IPv4 nor IPv6"),
+        ("{sessionAffinity: Cookie}", "spec.sessionAffinity: 'Cookie' is unknown; taken as None"),
     ],
 )
 def test_a_bad_part_is_left_out_and_the_service_stays(spec: str, left_out: str) -> None:
     found, skipped = _service(spec)
     assert found is not None
     assert skipped == [left_out]
+
+
+@pytest.mark.parametrize(
+    ("given", "timeout_s", "complaint"),
+    [
+        ("", 10800, ""),
+        ("1", 1, ""),
+        ("86400", 86400, ""),
+        ("0", 10800, "0 is outside 1..86400; taken as 10800"),
+        ("-5", 10800, "-5 is outside 1..86400; taken as 10800"),
+        ("86401", 86400, "86401 is outside 1..86400; taken as 86400"),
+        ("4294967296", 86400, "4294967296 is outside 1..86400; taken as 86400"),
+    ],
+)
+def test_an_affinity_is_as_long_as_the_api_allows(given: str, timeout_s: int, complaint: str) -> None:
+    """A manifest has met no API server; the kernel takes 32 bits."""
+    config = f"{{clientIP: {{timeoutSeconds: {given or 'null'}}}}}"
+    found, skipped = _service(f"{{sessionAffinity: ClientIP, sessionAffinityConfig: {config}}}")
+    assert found.affinity_timeout_s == timeout_s
+    field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
+    assert skipped == ([f"{field}: {complaint}"] if complaint else [])
 
 
 @pytest.mark.parametrize(
