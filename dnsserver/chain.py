@@ -62,10 +62,10 @@ class Chain:
         self._query_log: QueryLog | None = None
         self._loadbalance: Loadbalance | None = None
         self.forwards: list[Forward] = []
-        answering = self._answering(end_of_chain, env)
+        answering = self._answering(end_of_chain, env, resolve)
         self.handler: Handler = self._in_front(answering, env, resolve)
 
-    def _answering(self, rest: Handler, env: Environment) -> Handler:
+    def _answering(self, rest: Handler, env: Environment, resolve: Handler) -> Handler:
         """The plugins behind the cache, from the last to the first."""
         block = self.block
         if block.whoami:
@@ -91,7 +91,7 @@ class Chain:
             self.services.append(hosts)
             rest = hosts
         if block.templates:
-            rest = self._templates = Templates(block.templates, rest, env, self.server)
+            rest = self._templates = Templates(block.templates, rest, resolve, env, self.server)
         if block.minimal:
             rest = Minimal(rest)
         return rest

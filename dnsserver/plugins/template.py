@@ -1,6 +1,8 @@
 """`template`: replies made out of the question's text.
 
 Every value put into a record is escaped text of a name, so nobody can write records of his own with a clever question.
+An alias is followed by asking the server itself, as for an ExternalName Service; where nobody here has the target, it
+stands alone: the client's resolver goes on from there.
 """
 
 from __future__ import annotations
@@ -8,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import msgspec
+
 from dnsserver import names, rrtext
+from dnsserver.answer import MAX_ALIASES
 from dnsserver.corefile_model import TemplateConfig
 from dnsserver.message import RR, Handler, Message, QClass, QType, Query, Question, Rcode
 from dnsserver.plugins.base import Environment, failure, falls_through, within
@@ -26,8 +31,12 @@ class _Compiled(NamedTuple):
 class Templates:
     """A Handler: the first template that matches replies."""
 
-    def __init__(self, configs: Iterable[TemplateConfig], rest: Handler, env: Environment, server: str) -> None:
+    def __init__(
+        self, configs: Iterable[TemplateConfig], rest: Handler, resolve: Handler, env: Environment, server: str
+    ) -> None:
+        """Args: `resolve`: the whole server, from the choice of the server block on, for targets of aliases."""
         self._rest = rest
+        self._resolve = resolve
         self._counters = env.counters
         self._server = server
         self._templates = tuple(
@@ -61,8 +70,29 @@ class Templates:
                 rrtext.type_name(question.qtype),
             )
             self._counters.template_matches.labels(*labels).inc()
-            return self._reply(template, data, labels)
+            return await self._followed(query, self._reply(template, data, labels))
         return await self._rest(query)
+
+    async def _followed(self, query: Query, reply: Message) -> Message:
+        """The reply with what its aliases lead to; its response code is then that of the last name (RFC 6604)."""
+        asked = query.question
+        target = _open_end(asked, reply)
+        if target is None:
+            return reply
+        if query.chased >= MAX_ALIASES:
+            return failure("a template's aliases lead in a circle")
+        question = asked._replace(name=target, lower=target.lower())
+        found = await self._resolve(msgspec.structs.replace(query, question=question, chased=query.chased + 1))
+        if found is None or found.rcode == Rcode.REFUSED:
+            return reply
+        return msgspec.structs.replace(
+            reply,
+            rcode=found.rcode if found.rcode in (Rcode.NOERROR, Rcode.NXDOMAIN) else Rcode.SERVFAIL,
+            answer=reply.answer + found.answer,
+            authority=reply.authority + tuple(rr for rr in found.authority if rr.type == QType.SOA),
+            errors=reply.errors or found.errors,
+            tc=found.tc,
+        )
 
     def _reply(self, template: _Compiled, data: dict[str, Any], labels: tuple[str, ...]) -> Message:
         config = template.config
@@ -93,6 +123,18 @@ class Templates:
             errors=errors,
             cacheable=False,
         )
+
+
+def _open_end(asked: Question, reply: Message) -> bytes | None:
+    """The target of the last of the aliases the question leads through, where the reply has nothing more of it."""
+    if reply.rcode != Rcode.NOERROR or asked.qclass != QClass.IN or asked.qtype in (QType.CNAME, QType.ANY):
+        return None
+    targets = {rr.name.lower(): rr.rdata for rr in reply.answer if rr.type == QType.CNAME}
+    end = None
+    lower = asked.lower
+    while (target := targets.pop(lower, None)) is not None:
+        end, lower = target, target.lower()
+    return None if any(rr.name.lower() == lower and rr.type != QType.CNAME for rr in reply.answer) else end
 
 
 def _is_for(config: TemplateConfig, question: Question) -> bool:

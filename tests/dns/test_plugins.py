@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from dnsserver import corefile, names, records, rrtext
 from dnsserver.chain import Listen, Runtime, plugin_names
 from dnsserver.daemon import new_environment, set_log_level
-from dnsserver.message import RR, Edns, Handler, Message, Query
+from dnsserver.message import RR, Edns, Handler, Message, QType, Query
 from dnsserver.metrics import ServerMetrics
 from dnsserver.plugins.autopath import search_domains
 from dnsserver.plugins.base import Environment
@@ -678,6 +678,56 @@ template IN ANY broken.test {
 async def test_template(asked: str, expected: str) -> None:
     async with chain(TEMPLATE) as ask:
         assert (await ask(asked)).answered == expected
+
+
+ALIASES = """
+template IN ANY alias.test {
+    match ^to-(?P<target>[a-z]+)[.]
+    answer "{{ .Name }} 60 IN CNAME {{ .Group.target }}.test"
+}
+template IN A a.test {
+    answer "{{ .Name }} 5 IN A 192.0.2.1"
+}
+template IN A here.alias.test both.test {
+    answer "{{ .Name }} 60 IN CNAME a.test." "a.test. 60 IN A 192.0.2.9"
+}
+template ANY ANY gone.test {
+    rcode NXDOMAIN
+    authority "gone.test. 60 IN SOA ns.gone.test. root.gone.test. 1 2 3 4 5"
+}
+template ANY ANY broken.test {
+    rcode SERVFAIL
+}
+template IN ANY loop.test {
+    answer "{{ .Name }} 60 IN CNAME x.loop.test."
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("to-a.alias.test. A", "NOERROR\nto-a.alias.test. 60 IN CNAME a.test.\na.test. 5 IN A 192.0.2.1"),
+        ("to-a.alias.test. CNAME", "NOERROR\nto-a.alias.test. 60 IN CNAME a.test."),
+        # the template has the target's records itself
+        ("both.test. A", "NOERROR\nboth.test. 60 IN CNAME a.test.\na.test. 60 IN A 192.0.2.9"),
+        # RFC 6604: the code of the last name
+        ("to-gone.alias.test. A", "NXDOMAIN\nto-gone.alias.test. 60 IN CNAME gone.test."),
+        ("to-broken.alias.test. A", "SERVFAIL\nto-broken.alias.test. 60 IN CNAME broken.test."),
+        # nobody here has the target
+        ("to-nowhere.alias.test. A", "NOERROR\nto-nowhere.alias.test. 60 IN CNAME nowhere.test."),
+    ],
+)
+async def test_a_template_s_alias_is_followed(asked: str, expected: str) -> None:
+    async with chain(ALIASES) as ask:
+        assert (await ask(asked)).answered == expected
+
+
+async def test_a_template_s_alias_ends_with_the_denial_of_its_target() -> None:
+    async with chain(ALIASES) as ask:
+        message = (await ask("to-gone.alias.test. AAAA")).message
+        assert [rr.type for rr in message.authority] == [QType.SOA]
+        assert (await ask("x.y.loop.test. A")).rcode == "SERVFAIL"
 
 
 async def test_template_sections_and_figures() -> None:
