@@ -19,9 +19,14 @@ from kubecore.addresses import canonical_cidr, canonical_ip, family_of
 T = TypeVar("T")
 Parser = Callable[[Any], Any]
 
-_UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_IS_DURATION = re.compile(r"([+-]?)((?:(?:\d+\.?\d*|\.\d+)(?:h|ms|m|s|us|µs|ns))+)", re.ASCII).fullmatch
-_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)(h|ms|m|s|us|µs|ns)")
+_UNIT_S = {"h": 3600.0, "ms": 1e-3, "m": 60.0, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ns": 1e-9, "s": 1.0}
+"""`ms` before `m`, for a pattern is made of it. Microseconds have the micro sign or the Greek letter."""
+_DURATION_PART = re.compile(rf"(\d+\.?\d*|\.\d+)({'|'.join(_UNIT_S)})", re.ASCII)
+_IS_DURATION = re.compile(rf"([+-]?)((?:{_DURATION_PART.pattern})+)", re.ASCII).fullmatch
+MAX_DURATION_S = 2**63 / 1e9
+"""Go counts nanoseconds in 64 bits: 292 years."""
+MAX_KERNEL_TIMEOUT_S = (2**31 - 1) // 100
+"""The kernel counts a timeout's jiffies in 31 bits, at 100 a second or more: 248 days."""
 _IS_INTERFACE = re.compile(r"[0-9A-Za-z_.:@-]{1,15}").fullmatch
 
 
@@ -62,7 +67,7 @@ def integer(low: int, high: int) -> Parser:
     """A parser of whole numbers within `low` and `high`."""
 
     def parse(value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise BadValue(f"{value!r} is not a whole number", f"write a number from {low} to {high}")
@@ -93,10 +98,12 @@ def duration_s(value: Any) -> float:
         if value in ("0", "+0", "-0"):
             return 0.0
         raise BadValue(f"{value!r} is not a duration", 'write a number and a unit, such as "30s", "1m30s" or "24h"')
-    sign, parts = match.groups()
+    sign, parts = match.group(1, 2)
     seconds = sum(float(n) * _UNIT_S[unit] for n, unit in _DURATION_PART.findall(parts))
     if sign == "-" and seconds:
         raise BadValue(f"{value!r} is negative", "write a duration of 0 or more")
+    if seconds >= MAX_DURATION_S:
+        raise BadValue(f"{value!r} is longer than a duration can be", "write a shorter one")
     return seconds
 
 
@@ -111,6 +118,8 @@ def positive_duration_s(value: Any) -> float:
 def whole_seconds(value: Any) -> int:
     """A duration cut to whole seconds, as the kernel takes them; less than one becomes one, not "leave it"."""
     seconds = duration_s(value)
+    if seconds > MAX_KERNEL_TIMEOUT_S:
+        raise BadValue(f"{value!r} is longer than a timeout of the kernel can be", "write at most 5965h")
     return max(1, int(seconds)) if seconds else 0
 
 

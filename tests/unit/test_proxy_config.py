@@ -170,6 +170,10 @@ def test_our_own_document() -> None:
         ("bindAddressHardFail: 1", "c.yaml:3: bindAddressHardFail: 1 is neither true nor false"),
         ("bindAddress: eth0", "c.yaml:3: bindAddress: 'eth0' is not an IP address"),
         ('detectLocal: {bridgeInterface: "a; drop"}', "'a; drop' is not an interface name"),
+        (
+            "ipvs: {tcpTimeout: 9999h}",
+            "c.yaml:3: ipvs.tcpTimeout: '9999h' is longer than a timeout of the kernel can be",
+        ),
         ("configSyncPeriod: 1y", "c.yaml:3: configSyncPeriod: '1y' is not a duration"),
         ("ipvs: {scheduler: rr\n", "not YAML"),
     ],
@@ -260,13 +264,17 @@ def test_the_gate_of_external_ips(body: str, flags: dict[str, str], allowed: tup
         ("1m0.5s", 60.5),
         ("+2s", 2),
         (".5s", 0.5),
+        ("5us1\u00b5s1\u03bcs", 7e-6),
+        ("2562047h47m16s", 9223372036),
     ],
 )
 def test_durations(text: object, seconds: float) -> None:
     assert duration_s(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "5", 5, "s", "1", "1 s", "1d", "-1s", "1.2.3s", None, True, [], "\u0661s"])
+@pytest.mark.parametrize(
+    "text", ["", "5", 5, "s", "1", "1 s", "1d", "-1s", "1.2.3s", None, True, [], "\u0661s", "2562047h47m17s"]
+)
 def test_no_durations(text: object) -> None:
     with pytest.raises(BadValue):
         duration_s(text)
