@@ -27,6 +27,7 @@ MAX_DURATION_S = 2**63 / 1e9
 """Go counts nanoseconds in 64 bits: 292 years."""
 MAX_KERNEL_TIMEOUT_S = (2**31 - 1) // 100
 """The kernel counts a timeout's jiffies in 31 bits, at 100 a second or more: 248 days."""
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _IS_INTERFACE = re.compile(r"[0-9A-Za-z_.:@-]{1,15}").fullmatch
 
 
@@ -55,9 +56,9 @@ def text(value: Any) -> str:
 
 
 def boolean(value: Any) -> bool:
-    """True or false; a flag's text too."""
-    if isinstance(value, str) and value.lower() in {"true", "false"}:
-        return value.lower() == "true"
+    """True or false; a flag's text too, as Go's strconv.ParseBool reads it."""
+    if isinstance(value, str) and value.lower() in _BOOLEANS:
+        return _BOOLEANS[value.lower()]
     if not isinstance(value, bool):
         raise BadValue(f"{value!r} is neither true nor false")
     return value

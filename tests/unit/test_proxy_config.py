@@ -211,7 +211,14 @@ def test_a_flag_beats_the_file() -> None:
     assert config.ipvs.scheduler is Scheduler.SH
     assert config.healthz_bind is None, 'a flag of "" switches the server off'
     assert read("", nodeport_addresses="primary").node_port_addresses == NodePortAddresses(primary=True)
-    assert read("", masquerade_all="true").masquerade_all
+
+
+@pytest.mark.parametrize(
+    ("text", "is_on"),
+    [("true", True), ("True", True), ("t", True), ("1", True), ("FALSE", False), ("f", False), ("0", False)],
+)
+def test_a_flags_boolean_is_written_as_in_go(text: str, is_on: bool) -> None:
+    assert read("iptables: {masqueradeAll: true}", masquerade_all=text).masquerade_all is is_on
 
 
 def test_every_field_of_kube_proxy_that_has_a_flag_here_has_kube_proxys_name() -> None:
