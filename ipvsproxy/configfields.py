@@ -55,7 +55,9 @@ KUBE_PROXY_FIELDS: dict[str, Field] = {
     "featureGates": Field(
         v.feature_gates, "feature_gates", "feature-gates", "of effect: AllowServiceExternalIPs=false"
     ),
-    "oomScoreAdj": Field(v.integer(-1000, 1000), "oom_score_adj", "oom-score-adj", "-1000 to 1000"),
+    "oomScoreAdj": Field(
+        v.integer(-1000, 1000), "oom_score_adj", "oom-score-adj", "-1000 to 1000", empty_is_default=False
+    ),
     "configSyncPeriod": Field(
         v.positive_duration_s, "config_sync_period_s", "config-sync-period", "accepted; a watch needs no resync"
     ),

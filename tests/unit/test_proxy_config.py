@@ -96,6 +96,11 @@ def test_every_field() -> None:
     assert config.conntrack.tcp_be_liberal
 
 
+@pytest.mark.parametrize(("given", "score"), [("0", 0), ("null", -999), ("-1000", -1000)])
+def test_an_oom_score_of_0_is_not_the_default(given: str, score: int) -> None:
+    assert read(f"oomScoreAdj: {given}").oom_score_adj == score
+
+
 def test_our_own_document() -> None:
     config = load_config(
         HEAD
