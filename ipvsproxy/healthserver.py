@@ -7,6 +7,7 @@ need no change.
 from __future__ import annotations
 
 import errno
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ class ServiceHealthServers:
             }
             return web.Response(
                 status=200 if count and healthy else 503,
-                body=msgspec.json.format(msgspec.json.encode(body), indent=4),
+                body=json.dumps(body, indent="\t").encode(),
                 content_type="application/json",
                 headers={**HEADERS, "X-Load-Balancing-Endpoint-Weight": str(count)},
             )

@@ -165,6 +165,30 @@ async def test_health_check_node_port_answers_as_kube_proxy_does() -> None:
     assert failures == []
 
 
+async def test_health_check_body_is_kube_proxys_to_the_byte() -> None:
+    servers = ServiceHealthServers(lambda: True, lambda *_: None)
+    port = free_port()
+    servers.set_count(WEB, 1)
+    await servers.reconcile({WEB: port}, ["127.0.0.1"])
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as reply:
+            text = await reply.text()
+            headers = {name: reply.headers[name] for name in ("Content-Type", "X-Content-Type-Options")}
+    finally:
+        await servers.close()
+    assert text.splitlines() == [
+        "{",
+        '\t"service": {',
+        '\t\t"namespace": "default",',
+        '\t\t"name": "web"',
+        "\t},",
+        '\t"localEndpoints": 1,',
+        '\t"serviceProxyHealthy": true',
+        "}",
+    ]
+    assert headers == {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
+
+
 async def test_a_port_in_use_is_reported_and_bound_once_it_is_free() -> None:
     failures: list[tuple[ObjectKey, str]] = []
     servers = ServiceHealthServers(lambda: True, lambda service, text: failures.append((service, text)))
