@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from ipvsproxy.config import Config
+from ipvsproxy.config import Config, NodePortAddresses
 from ipvsproxy.health import ProxyHealth
 from ipvsproxy.healthserver import ServiceHealthServers
 from ipvsproxy.metrics import ProxyMetrics
 from ipvsproxy.model import Problem
 from ipvsproxy.planner import Planner
 from ipvsproxy.site import FAMILIES
+from kubecore.addresses import family_of
 from kubecore.model import Family, ObjectKey, Resource
 from kubecore.store import Store
+
+_EVERYWHERE = {"0.0.0.0/0": "0.0.0.0", "::/0": "::"}
+"""The prefix of all addresses of a family, and what listens on all of them."""
 
 
 class Clock(Interface):
@@ -46,6 +50,20 @@ class Surroundings:
     report: Callable[[ObjectKey, Problem], None]
     """Told each problem of a Service once."""
     health_servers: ServiceHealthServers
+
+
+def listening_addresses(setting: NodePortAddresses, node_ports: Iterable[str]) -> tuple[str, ...]:
+    """Where health check servers listen: everywhere in a family without restriction, VIPs included, else `node_ports`.
+
+    Args:
+        setting: `nodePortAddresses`.
+        node_ports: the addresses that carry node ports.
+    """
+    if not setting.primary and not setting.cidrs:
+        return tuple(_EVERYWHERE.values())
+    wide = {everywhere for cidr, everywhere in _EVERYWHERE.items() if cidr in setting.cidrs}
+    families = {family_of(everywhere) for everywhere in wide}
+    return (*sorted(wide), *(address for address in node_ports if family_of(address) not in families))
 
 
 class Telling:
@@ -113,8 +131,7 @@ class Telling:
     async def serve_health_checks(self, planner: Planner) -> None:
         """Have a server on every healthCheckNodePort that is wanted, on the addresses of node ports."""
         wanted = {key: plan.health_check.port for key, plan in planner.plans.items() if plan.health_check is not None}
-        setting = self._config.node_port_addresses
-        addresses = planner.node_port_addresses() if setting.primary or setting.cidrs else ("0.0.0.0", "::")
+        addresses = listening_addresses(self._config.node_port_addresses, planner.node_port_addresses())
         servers = self._around.health_servers
         await servers.reconcile(wanted, addresses)
         self.listen_at_s = self._clock.monotonic() + self._config.ipvs.sync_period_s if servers.incomplete else None

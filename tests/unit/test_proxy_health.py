@@ -12,9 +12,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from ipvsproxy.config import NodePortAddresses
 from ipvsproxy.events import EventRecorder, Regarding
 from ipvsproxy.health import TAINT_TO_BE_DELETED, ProxyHealth
 from ipvsproxy.healthserver import ServiceHealthServers, healthz_body, healthz_routes, rfc3339
+from ipvsproxy.surroundings import listening_addresses
 from kubecore.api import ConnectionFailed
 from kubecore.model import ObjectKey
 
@@ -187,6 +189,20 @@ async def test_health_check_body_is_kube_proxys_to_the_byte() -> None:
         "}",
     ]
     assert headers == {"Content-Type": "application/json", "X-Content-Type-Options": "nosniff"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (NodePortAddresses(), "0.0.0.0 ::"),
+        (NodePortAddresses(primary=True), "10.0.0.5 fd00::5"),
+        (NodePortAddresses(cidrs=("10.0.0.0/8", "fd00::/8")), "10.0.0.5 fd00::5"),
+        (NodePortAddresses(cidrs=("10.0.0.0/8", "0.0.0.0/0")), "0.0.0.0 fd00::5"),
+        (NodePortAddresses(cidrs=("::/0", "0.0.0.0/0")), "0.0.0.0 ::"),
+    ],
+)
+def test_health_checks_listen_on_vips_where_nothing_restricts_them(setting: NodePortAddresses, expected: str) -> None:
+    assert listening_addresses(setting, ("10.0.0.5", "fd00::5")) == tuple(expected.split())
 
 
 async def test_a_port_in_use_is_reported_and_bound_once_it_is_free() -> None:
