@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -20,11 +21,19 @@ from aiohttp import web
 from prometheus_client import ProcessCollector
 
 from ipvsproxy.config import Bind, Config
+from ipvsproxy.configfields import EXTERNAL_IPS_GATE
 from ipvsproxy.dataplane import DataPlane, DataplaneError
 from ipvsproxy.events import EventRecorder, Regarding
 from ipvsproxy.health import ProxyHealth
 from ipvsproxy.healthserver import ServiceHealthServers, healthz_routes
-from ipvsproxy.metrics import ApiMetrics, HealthCollector, ProxyMetrics, TableCollector, VirtualServerCollector
+from ipvsproxy.metrics import (
+    ApiMetrics,
+    HealthCollector,
+    ProxyMetrics,
+    TableCollector,
+    VirtualServerCollector,
+    declare_build,
+)
 from ipvsproxy.model import Problem, Scheduler
 from ipvsproxy.profiling import profiling_routes
 from ipvsproxy.reconciler import Reconciler
@@ -79,6 +88,8 @@ class Daemon:
         self._registry = new_registry()
         ProcessCollector(registry=self._registry)
         self._metrics = ProxyMetrics(self._registry, families)
+        gates = {EXTERNAL_IPS_GATE: config.additions.allow_external_ips != ()}
+        declare_build(self._registry, __version__, f"linux/{platform.machine()}", gates)
         self._health = ProxyHealth(patience_s=2 * config.ipvs.sync_period_s)
         self._health.serve(families, time.time())
         self._events = EventRecorder(self._send if client is not None else None, node_name, time.monotonic)

@@ -5,7 +5,7 @@ Source: service-proxy specification (kube-proxy v1.36 `pkg/proxy/metrics`), name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,6 +17,11 @@ from kubecore.model import Family
 
 SYNC_BUCKETS = tuple(0.001 * 2**n for n in range(15))
 REST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
+BUILD_LABELS = (
+    *("major", "minor", "git_version", "git_commit", "git_tree_state"),
+    *("build_date", "go_version", "compiler", "platform"),
+)
+"""Of kubernetes_build_info; what there is no word for here is empty."""
 PROGRAMMING_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
 
 
@@ -147,6 +152,24 @@ class ProxyMetrics:
         """Changes of our table failed; it holds both families."""
         for label in self._families:
             self.table_failures.labels(label).inc(times)
+
+
+def declare_build(registry: CollectorRegistry, version: str, platform: str, gates: Mapping[str, bool]) -> None:
+    """What runs and which feature gates are on, under the names of Kubernetes' component-base.
+
+    Args:
+        registry: where they are exported.
+        version: `0.1.0`.
+        platform: `linux/x86_64`.
+        gates: those that mean something here.
+    """
+    major, minor = version.split(".")[:2]
+    known = {"major": major, "minor": minor, "git_version": f"v{version}", "platform": platform}
+    labels = {**dict.fromkeys(BUILD_LABELS, ""), **known}
+    Gauge("kubernetes_build_info", "What runs", BUILD_LABELS, registry=registry).labels(**labels).set(1)
+    enabled = Gauge("kubernetes_feature_enabled", "1: this feature gate is on", ["name", "stage"], registry=registry)
+    for name, is_on in gates.items():
+        enabled.labels(name, "").set(int(is_on))
 
 
 class ApiMetrics:

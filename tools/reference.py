@@ -27,7 +27,14 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from dnsserver import cli, corefile, corefile_model, corefile_plugins, corefile_syntax, names
 from dnsserver.daemon import new_environment
 from dnsserver.metrics import ServerMetrics
-from ipvsproxy.metrics import ApiMetrics, HealthCollector, ProxyMetrics, TableCollector, VirtualServerCollector
+from ipvsproxy.metrics import (
+    ApiMetrics,
+    HealthCollector,
+    ProxyMetrics,
+    TableCollector,
+    VirtualServerCollector,
+    declare_build,
+)
 from kubecore.metrics import StoreCollector
 from kubecore.opsserver import new_registry
 from kubecore.store import Store
@@ -249,6 +256,7 @@ def registries() -> dict[str, CollectorRegistry]:
     """What each daemon exports, and what both do; the way they put it together."""
     proxy, dns, both = new_registry(), new_registry(), new_registry()
     ProxyMetrics(proxy, (4, 6))
+    declare_build(proxy, "0.0", "", {"": True})
     ApiMetrics(proxy)
     proxy.register(HealthCollector(dict))
     proxy.register(TableCollector(lambda: {4: (0, 0, 0)}))

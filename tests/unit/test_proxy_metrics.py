@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from ipvsproxy.metrics import ApiMetrics, HealthCollector, ProxyMetrics, VirtualServerCollector
+from ipvsproxy.metrics import (
+    BUILD_LABELS,
+    ApiMetrics,
+    HealthCollector,
+    ProxyMetrics,
+    VirtualServerCollector,
+    declare_build,
+)
 from ipvsproxy.model import (
     ActualRealServer,
     ActualVirtualServer,
@@ -35,6 +42,7 @@ kubeproxy_proxy_livez_total{code="503"}
 kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family="IPv4"}
 kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}
 kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv6"}
+kubernetes_feature_enabled{name="AllowServiceExternalIPs",stage=""}
 """.split()
 
 
@@ -43,9 +51,13 @@ def test_kube_proxy_names_are_kept() -> None:
     metrics = ProxyMetrics(registry, (4, 6))
     metrics.healthz.labels("200").inc()
     metrics.livez.labels("503").inc()
+    declare_build(registry, "1.36.2", "linux/x86_64", {"AllowServiceExternalIPs": True})
     text = generate_latest(registry).decode()
     exposed = {line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#")}
     assert [name for name in KUBE_PROXY_NAMES if name not in exposed] == []
+    (build,) = [line for line in text.splitlines() if line.startswith("kubernetes_build_info{")]
+    assert all(f'{label}="' in build for label in BUILD_LABELS)
+    assert 'major="1",minor="36",platform="linux/x86_64"} 1.0' in build
 
 
 def server(connections: int, active: int) -> ActualVirtualServer:
