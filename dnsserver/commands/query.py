@@ -25,15 +25,14 @@ from dnsserver import corefile, digtext, names, rrtext
 from dnsserver.chain import Router, Runtime
 from dnsserver.config import ExternalConfig, KubernetesConfig
 from dnsserver.corefile_model import Config
-from dnsserver.encode import encode
 from dnsserver.explain import explain
 from dnsserver.localaddress import local_addresses
-from dnsserver.message import Edns, Handler, Message, QClass, QType, Query, Question
+from dnsserver.message import Handler, Message, QClass, QType, Query, Question
 from dnsserver.plugins.base import Environment
 from dnsserver.plugins.k8s_external import KubernetesExternal
 from dnsserver.plugins.kubernetes import Kubernetes
 from dnsserver.source import CLUSTER, SourceError, open_source, watched
-from dnsserver.unpack import parse_reply
+from dnsserver.wire import accept, encode, encode_query, parse_reply
 from dnsserver.zone import Zone
 from kubecore import log, once
 from kubecore.access import AccessError
@@ -43,12 +42,17 @@ from kubecore.manifestfile import Severity
 from kubecore.snapshot import ClusterState
 
 _CLIENT = "127.0.0.1"
+_UDP_SIZE_BYTES = 1232
 
 
 class _Answered(NamedTuple):
     raw: bytes
     """Empty: the configuration gives no reply."""
     origin: list[str]
+
+
+class _StartError(Exception):
+    """A plugin cannot start; says which, why, and the remedy."""
 
 
 def add(commands: Any) -> None:
@@ -91,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         return _fail(f"{args.config}: {error.strerror}", 2)
     try:
         answered = asyncio.run(_ask(config, args.source, question, tcp=args.tcp))
-    except (SourceError, AccessError, once.LookError, ManifestError) as error:
+    except (SourceError, AccessError, once.LookError, ManifestError, _StartError) as error:
         return _fail(str(error), 1)
     if not answered.raw:
         return _fail("no reply: the configuration drops this query", 1)
@@ -129,16 +133,14 @@ async def _ask(config: Config, source: str, question: Question, *, tcp: bool) ->
     for zone in zones.values():
         zone.load(state, time.time())
     runtime, router = _plugins(config, zones)
-    query = Query(
-        id=random.SystemRandom().randrange(65536),
-        question=question,
-        transport="tcp" if tcp else "udp",
-        client=_CLIENT,
-        client_port=0,
-        edns=Edns(1232),
-        size_bytes=12 + len(question.name) + 4 + 11,
-    )
-    await runtime.start()
+    datagram = encode_query(question, random.SystemRandom().randrange(65536), udp_size_bytes=_UDP_SIZE_BYTES)
+    query = accept(datagram, "tcp" if tcp else "udp", _CLIENT)
+    if not isinstance(query, Query):
+        return _Answered(query.reply if query is not None else b"", ["a query that is refused, whatever the name"])
+    try:
+        await runtime.start()
+    except OSError as error:
+        raise _StartError(str(error)) from None
     try:
         match = router.find(question.lower, question.qtype)
         limit = match.chain.bufsize if match and not tcp else None

@@ -77,6 +77,9 @@ ROWS = [
     ),
     (["static.example"], "NOERROR", ["static.example. 3600 IN A 192.0.2.80"]),
     (["other.example"], "REFUSED", []),
+    # what the server refuses before it looks at the name
+    (["cluster.local", "AXFR"], "REFUSED", []),
+    (["cluster.local", "OPT"], "FORMERR", []),
 ]
 
 
@@ -139,6 +142,13 @@ def test_a_broken_corefile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path.write_text(".:53 {\n    kubernets cluster.local\n}\n")
     assert call("a.b", "--source", DEEP_DIVE, "--config", str(path)) == 2
     assert f"{path}:2" in capsys.readouterr().err
+
+
+def test_a_plugin_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "Corefile"
+    path.write_text(".:53 {\n    loadbalance weighted /nonexistent/weights\n    whoami\n}\n")
+    assert call("a.b", "--source", DEEP_DIVE, "--config", str(path)) == 1
+    assert capsys.readouterr().err.startswith("dnsserver query: /nonexistent/weights: No such file")
 
 
 def test_a_dropped_query(corefile: str, capsys: pytest.CaptureFixture[str]) -> None:
