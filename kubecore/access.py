@@ -99,9 +99,17 @@ def load_access(
         service_account: the directory the kubelet mounts.
 
     Raises:
-        AccessError: nothing was found, or what was found is wrong.
+        AccessError: nothing was found, or what was found is wrong or may not be read.
     """
-    server = _normalized(server)
+    try:
+        return _first_found(kubeconfig, context, _normalized(server), environ, service_account)
+    except OSError as error:
+        raise AccessError(f"{error.filename}: {error.strerror}: make it readable, or give a kubeconfig") from error
+
+
+def _first_found(
+    kubeconfig: str, context: str, server: str, environ: Mapping[str, str], service_account: Path
+) -> Access:
     if kubeconfig:
         if not Path(kubeconfig).is_file():
             raise AccessError(f"kubeconfig {kubeconfig}: no such file")
