@@ -60,6 +60,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     """`--source` and `--node`."""
     parser.add_argument(
         "--source",
+        type=_source,
         default="cluster",
         metavar="cluster|PATH",
         help="where Services, EndpointSlices and Nodes come from: the API server (default), or a file or directory of "
@@ -70,6 +71,13 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="this node's name (default: hostnameOverride, $NODE_NAME, the hostname)",
     )
+
+
+def _source(text: str) -> str:
+    """As given; an empty one (of a shell variable that is not set) would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; write cluster, or the path of manifests")
+    return text
 
 
 def settings(args: argparse.Namespace) -> Loaded:

@@ -103,6 +103,7 @@ def test_a_node_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
             '--ipvs-scheduler: there is no IPVS scheduler "wrrr"; did you mean "wrr"',
         ),
         (("plan", "--output", "xml"), 2, "invalid choice: 'xml'"),
+        (("plan", "--source", ""), 2, "--source: is empty; write cluster, or the path of manifests"),
         (("plam",), 2, "invalid choice: 'plam'"),
         ((), 2, "COMMAND"),
     ],
