@@ -185,6 +185,9 @@ class Chain:
             return False
         if self._hosts is not None and self._hosts.concerns(lower):
             return False
+        external = self.block.external
+        if external is not None and within(lower, external.zones):
+            return False
         return self.passes(lower, qtype, reply)
 
     def cached(self, lower: bytes, qtype: int, *, do: bool, cd: bool, now_s: float) -> Prepared | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dnsserver.answer import Fallthrough, NeedsTarget, Reply
+from dnsserver.answer import Fallthrough, NeedsTarget, Reply, prepare
 from dnsserver.config import ExternalConfig
 from dnsserver.encode import encode
 from dnsserver.external import answer_external
@@ -12,6 +12,7 @@ from dnsserver.message import Rcode
 from dnsserver.names import zones_of
 from dnsserver.zone import Zone
 from kubecore.model import KubeObject, LoadBalancerIngress
+from tests.dns.chains import chain
 from tests.dns.cluster import SERIAL, config, namespace, piece, put, service, state_of
 from tests.dns.notation import expected, query, shown
 
@@ -132,6 +133,24 @@ def test_a_hostname_is_an_alias_to_be_followed() -> None:
 def test_other_names_are_not_ours() -> None:
     for text in ("web.prod.svc.cluster.local. A", "ext.example. A", "xext.test. A"):
         assert answer_external(*loaded(), query(text).question) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "alone"),
+    [
+        ("web.prod.svc.cluster.local. A", True),
+        ("web.prod.ext.cluster.local. A", False),
+        ("1.2.0.192.in-addr.arpa. PTR", False),
+    ],
+)
+async def test_zones_within_those_of_kubernetes_are_not_answered_without_the_chain(asked: str, alone: bool) -> None:
+    zone, _ = loaded()
+    question = query(asked).question
+    prepared = prepare(zone, question)
+    assert prepared is not None
+    zones = "ext.cluster.local 2.0.192.in-addr.arpa"
+    async with chain(f"kubernetes cluster.local in-addr.arpa\nk8s_external {zones}") as ask_chain:
+        assert ask_chain.chain.passes_to_kubernetes(question.lower, question.qtype, prepared) is alone
 
 
 def test_the_reverse_tree_is_shared() -> None:
