@@ -146,7 +146,7 @@ def test_other_names_are_not_ours() -> None:
 async def test_zones_within_those_of_kubernetes_are_not_answered_without_the_chain(asked: str, alone: bool) -> None:
     zone, _ = loaded()
     question = query(asked).question
-    prepared = prepare(zone, question)
+    prepared = prepare(zone, query("gone.prod.svc.cluster.local. A").question)
     assert prepared is not None
     zones = "ext.cluster.local 2.0.192.in-addr.arpa"
     async with chain(f"kubernetes cluster.local in-addr.arpa\nk8s_external {zones}") as ask_chain:
