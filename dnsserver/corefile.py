@@ -269,7 +269,9 @@ def _check_together(block: ServerBlock, seen: Mapping[str, Token], problems: lis
         elif block.kubernetes is not None and block.kubernetes.pods.value != "verified":
             complain("autopath", "'autopath @kubernetes' must know which pod asks", "write pods verified in kubernetes")
     if block.external is not None and block.kubernetes is not None:
+        # Reverse zones may be shared: what has no external address falls through to kubernetes.
         shared = set(block.external.zones) & set(block.kubernetes.zones)
-        if shared:
-            zone = names.to_text(min(shared))
+        forward = [zone for zone in shared if not names.is_reverse(zone)]
+        if forward:
+            zone = names.to_text(min(forward))
             complain("k8s_external", f"zone '{zone}' is kubernetes' own", "name another zone for k8s_external")
