@@ -168,6 +168,8 @@ class _External:
         forward = next((zone for zone in self.config.zones if not names.is_reverse(zone)), None)
         address = name.address if name else None
         service = self.zone.service_of_external_ip(address) if address else None
+        if name is not None and service is None and self.zone.covers_external(name):
+            return self._nodata()  # a pointer stands below it (RFC 8020)
         if service is None or forward is None:
             message = own_message(rcode=Rcode.NXDOMAIN, authority=(self._soa(),))
             return Fallthrough(message, Reason.NO_ADDRESS)

@@ -38,12 +38,15 @@ OBJECTS: list[KubeObject] = [
     piece("prod/set", "10.1.0.1=a 10.1.0.2=b 10.1.0.3!", "pg:5432"),
 ]
 ZONES = zones_of("ext.test") + zones_of("192.0.2.0/24")
+REVERSE = zones_of("ext.test") + zones_of("192.0.0.0/8")
+REVERSE_SOA = f""";; AUTHORITY
+192.in-addr.arpa. 5 IN SOA ns1.dns.192.in-addr.arpa. hostmaster.dns.192.in-addr.arpa. {SERIAL} 7200 1800 86400 5"""
 
 
 def loaded(**options: object) -> tuple[Zone, ExternalConfig]:
     zone = Zone(config(), ["10.9.9.9"])
     zone.load(state_of(*OBJECTS), SERIAL)
-    return zone, ExternalConfig(zones=ZONES, **options)  # type: ignore[arg-type]
+    return zone, ExternalConfig(**{"zones": ZONES, **options})  # type: ignore[arg-type]
 
 
 def ask(text: str, **options: object) -> str:
@@ -116,6 +119,8 @@ ROWS: list[tuple[dict[str, object], str, str]] = [
         b.set.prod.ext.test. 5 IN A 10.1.0.2""",
     ),
     ({}, "1.2.0.192.in-addr.arpa. PTR", "NOERROR\n1.2.0.192.in-addr.arpa. 5 IN PTR web.prod.ext.test."),
+    ({"zones": REVERSE}, "2.0.192.in-addr.arpa. PTR", f"NOERROR\n{REVERSE_SOA}"),
+    ({"zones": REVERSE}, "1.2.0.192.in-addr.arpa. A", f"NOERROR\n{REVERSE_SOA}"),
 ]
 
 
@@ -156,6 +161,8 @@ async def test_zones_within_those_of_kubernetes_are_not_answered_without_the_cha
 def test_the_reverse_tree_is_shared() -> None:
     outcome = answer_external(*loaded(), query("9.2.0.192.in-addr.arpa. PTR").question)
     assert isinstance(outcome, Fallthrough)
+    outcome = answer_external(*loaded(zones=REVERSE), query("0.192.in-addr.arpa. PTR").question)
+    assert isinstance(outcome, Reply)  # 2.0.192.in-addr.arpa and what is below it
 
 
 def test_fallthrough_and_before_the_lists() -> None:
