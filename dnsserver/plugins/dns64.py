@@ -15,6 +15,8 @@ from dnsserver.plugins.base import Environment
 
 TTL_S = 600
 """Bound where the denial of AAAA records has no SOA (RFC 6147 §5.1.7)."""
+_MAPPED = bytes(10) + b"\xff\xff"
+"""::ffff:0:0/96: no address a client could reach; such records count as none (RFC 6147 §5.1.4)."""
 
 
 class Dns64:
@@ -37,6 +39,8 @@ class Dns64:
             return reply  # the client validates: made-up records would fail (RFC 6147 §5.5)
         if reply.rcode == Rcode.NXDOMAIN:
             return reply
+        if any(_is_mapped(rr) for rr in reply.answer):
+            reply = msgspec.structs.replace(reply, answer=tuple(rr for rr in reply.answer if not _is_mapped(rr)))
         has_aaaa = any(rr.type == QType.AAAA for rr in reply.answer)
         if reply.rcode == Rcode.NOERROR and has_aaaa and not self._config.translate_all:
             return reply
@@ -55,6 +59,10 @@ class Dns64:
         if rr.type != QType.A:
             return rr
         return RR(rr.name, QType.AAAA, rr.rclass, min(rr.ttl, bound_s), embed(self._config.prefix, rr.rdata))
+
+
+def _is_mapped(rr: RR) -> bool:
+    return rr.type == QType.AAAA and rr.rdata.startswith(_MAPPED)
 
 
 def embed(prefix: ipaddress.IPv6Network, address: bytes) -> bytes:

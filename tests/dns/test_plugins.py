@@ -771,6 +771,32 @@ async def test_dns64(options: str, client: str, asked: str, expected: str) -> No
     assert await answered(f"dns64 {{\n {options}\n}}", asked, client=client) == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("only.test. AAAA", "NOERROR\nonly.test. 60 IN AAAA 64:ff9b::c000:204"),
+        ("none.test. AAAA", "NOERROR"),
+        ("mixed.test. AAAA", "NOERROR\nmixed.test. 60 IN AAAA 2001:db8::80"),
+    ],
+)
+async def test_dns64_takes_mapped_addresses_for_none(asked: str, expected: str) -> None:
+    """RFC 6147 §5.1.4."""
+    text = """
+dns64
+template IN AAAA only.test none.test {
+    answer "{{ .Name }} 60 IN AAAA ::ffff:192.0.2.1"
+}
+template IN AAAA mixed.test {
+    answer "{{ .Name }} 60 IN AAAA ::ffff:192.0.2.1" "{{ .Name }} 60 IN AAAA 2001:db8::80"
+}
+template IN A only.test {
+    answer "{{ .Name }} 60 IN A 192.0.2.4"
+}
+"""
+    async with chain(text) as ask:
+        assert (await ask(asked, client="2001:db8::1")).answered == expected
+
+
 async def test_dns64_leaves_validating_clients_alone() -> None:
     edns = Edns(1232, do=True)
     text = await answered("dns64", "v4.example.test. AAAA", client="2001:db8::1", edns=edns, cd=True)
