@@ -68,7 +68,7 @@ def integer(low: int, high: int) -> Parser:
     """A parser of whole numbers within `low` and `high`."""
 
     def parse(value: Any) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value):
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,20}", value):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise BadValue(f"{value!r} is not a whole number", f"write a number from {low} to {high}")
@@ -83,7 +83,7 @@ def number(value: Any) -> float:
     """A number that is not negative."""
     try:
         parsed = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadValue(f"{value!r} is not a number") from None
     if isinstance(value, bool) or not 0 <= parsed < float("inf"):
         raise BadValue(f"{value!r} is not a number of 0 or more")

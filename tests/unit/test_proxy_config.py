@@ -172,6 +172,8 @@ def test_our_own_document() -> None:
             "'localhost:1' is not an IP address and port; write it as \"0.0.0.0:10256\"",
         ),
         ("metricsBindAddress: 1.2.3.4:99999", "c.yaml:3: metricsBindAddress: '99999' is not a port"),
+        (f"clientConnection: {{qps: {'9' * 400}}}", "c.yaml:3: clientConnection.qps: 9999"),
+        (f"oomScoreAdj: '{'9' * 5000}'", "c.yaml:3: oomScoreAdj: '9999"),
         ("bindAddressHardFail: 1", "c.yaml:3: bindAddressHardFail: 1 is neither true nor false"),
         ("bindAddress: eth0", "c.yaml:3: bindAddress: 'eth0' is not an IP address"),
         ('detectLocal: {bridgeInterface: "a; drop"}', "'a; drop' is not an interface name"),
