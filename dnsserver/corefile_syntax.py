@@ -173,8 +173,13 @@ def tokenize(text: str, file: str) -> list[Token]:
 
 
 def expand_variables(text: str, env: Mapping[str, str]) -> str:
-    """`text` with `{$NAME}` and `{%NAME%}` replaced; an unset variable is empty, as a shell's."""
-    return _VARIABLE.sub(lambda m: env.get(m[1] or m[2], ""), text) if "{" in text else text
+    """`text` with `{$NAME}`, `{$NAME:DEFAULT}` and `{%NAME%}` replaced; an unset variable without one is empty."""
+
+    def value(match: re.Match[str]) -> str:
+        name, _, default = (match[1] or match[2]).partition(":")
+        return env.get(name, default)
+
+    return _VARIABLE.sub(value, text) if "{" in text else text
 
 
 def parse(text: str, file: str, base: Path, env: Mapping[str, str]) -> Syntax:

@@ -69,9 +69,9 @@ on SIGUSR1; a bad one is rejected and the old one stays.
 ```
 
 A file with one server block may leave its braces away. A backslash at the end of a line joins it with the next.
-`{{$NAME}}` is an environment variable. Durations are Go's (`5s`, `1m30s`); zones may be CIDRs (`10.0.0.0/8` is its
-reverse zone). The order of plugins in a server block means nothing; only among several `rewrite`, `template`, `acl`
-or `forward` lines does it.
+`{{$NAME}}` is an environment variable, `{{$NAME:DEFAULT}}` one with a value for where it is not set. Durations are
+Go's (`5s`, `1m30s`); zones may be CIDRs (`10.0.0.0/8` is its reverse zone). The order of plugins in a server block
+means nothing; only among several `rewrite`, `template`, `acl` or `forward` lines does it.
 
 `docs/corefile.md` has the order in which plugins act, and where they differ from CoreDNS on purpose.
 

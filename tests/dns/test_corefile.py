@@ -97,6 +97,7 @@ def test_a_config_can_be_sent_to_a_worker() -> None:
         (".:53\nwhoami\nlog\n", [(".", 53)]),
         ("{$ZONE} {\n whoami\n}", [("env.test", 53)]),
         ("a.{%ZONE%}:{$PORT} {\n whoami\n}", [("a.env.test", 5353)]),
+        ("{$ZONE:other.test}:{$UNSET:1053} {\n whoami\n}", [("env.test", 1053)]),
     ],
 )
 def test_keys_of_a_server_block(text: str, keys: list[tuple[str, int]]) -> None:
