@@ -239,7 +239,7 @@ def scheduler(value: Any) -> Scheduler:
 
 def scheduler_flags(value: Any) -> ServiceFlag:
     """The flags named in a list or comma-separated text."""
-    names = value.split(",") if isinstance(value, str) else value
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list):
         raise BadValue(f"{value!r} is not a list of scheduler flags")
     flags = ServiceFlag.NONE

@@ -128,6 +128,8 @@ def test_our_own_document() -> None:
     assert ours.metrics_max_virtual_servers == 0
     assert config.ipvs.flags == ServiceFlag.SCHED_1 | ServiceFlag.SCHED_2
     assert config.log_level == "debug"
+    as_text = load_config(HEAD + OURS + "schedulerFlags: mh-port, mh-fallback\n", "c.yaml", {}).config
+    assert as_text.ipvs.flags == config.ipvs.flags
     nobody = load_config(HEAD + OURS + "allowExternalIPs: []\n", "c.yaml", {}).config
     assert nobody.additions.allow_external_ips == (), "an empty list allows none"
 
@@ -172,8 +174,8 @@ def test_our_own_document() -> None:
             "'localhost:1' is not an IP address and port; write it as \"0.0.0.0:10256\"",
         ),
         ("metricsBindAddress: 1.2.3.4:99999", "c.yaml:3: metricsBindAddress: '99999' is not a port"),
-        (f"clientConnection: {{qps: {'9' * 400}}}", "c.yaml:3: clientConnection.qps: 9999"),
-        (f"oomScoreAdj: '{'9' * 5000}'", "c.yaml:3: oomScoreAdj: '9999"),
+        pytest.param(f"clientConnection: {{qps: {'9' * 400}}}", "c.yaml:3: clientConnection.qps: 9999", id="qps"),
+        pytest.param(f"oomScoreAdj: '{'9' * 5000}'", "c.yaml:3: oomScoreAdj: '9999", id="long text"),
         ("bindAddressHardFail: 1", "c.yaml:3: bindAddressHardFail: 1 is neither true nor false"),
         ("bindAddress: eth0", "c.yaml:3: bindAddress: 'eth0' is not an IP address"),
         ('detectLocal: {bridgeInterface: "a; drop"}', "'a; drop' is not an interface name"),
