@@ -147,6 +147,8 @@ def _json_document(text: str, filename: str) -> Iterator[Document]:
         mapping = dict(pairs)
         if len(mapping) < len(pairs):
             twice = next(key for key, n in Counter(k for k, _ in pairs).items() if n > 1)
+            for _ in _yaml_documents(text, filename):  # which JSON is, too; that reader knows lines
+                pass
             raise ManifestError(filename, 0, f"the key {twice!r} is given twice", remedy="keep one of them")
         return mapping
 
@@ -156,6 +158,10 @@ def _json_document(text: str, filename: str) -> Iterator[Document]:
         raise ManifestError(filename, error.lineno, f"not JSON: {error.msg}") from error
     except RecursionError as error:
         raise ManifestError(filename, 0, f"nested deeper than {MAX_DEPTH} levels") from error
+    except ManifestError:
+        raise
+    except ValueError as error:  # of int(): thousands of digits
+        raise ManifestError(filename, 0, "a number is too long", remedy="put it in quotes if it is a text") from error
 
 
 # -- YAML

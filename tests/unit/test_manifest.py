@@ -113,7 +113,9 @@ def test_errors_say_where_and_what(text: bytes, sentence: str) -> None:
 def test_json_errors() -> None:
     for text, sentence in [
         ('{\n "a": 1,\n "b"}', "f.json:3: not JSON: Expecting ':' delimiter"),
-        ('{"a": 1, "a": 2}', "f.json: the key 'a' is given twice; keep one of them"),
+        ('{"a": 1, "a": 2}', "f.json:1: a: the key 'a' is given twice; keep one of them"),
+        ('{"b": [\n{"a": 1,\n"a": 2}]}', "f.json:3: b[0].a: the key 'a' is given twice; keep one of them"),
+        ('{"a": ' + "9" * 5000 + "}", "f.json: a number is too long; put it in quotes if it is a text"),
         ("a: 1", "f.json:1: not JSON: Expecting value"),
     ]:
         with pytest.raises(ManifestError) as caught:
