@@ -51,7 +51,7 @@ class _Source(NamedTuple):
 
 
 def load_config(
-    text: str | None, filename: str, flags: Mapping[str, Any], additions: tuple[str, str] | None = None
+    text: str | bytes | None, filename: str, flags: Mapping[str, Any], additions: tuple[str | bytes, str] | None = None
 ) -> Loaded:
     """The settings of a file's text (None: no file), of a second file and of flags (those given, without dashes).
 
@@ -95,7 +95,7 @@ class _Reader:
         self.ignored: list[str] = []
         self.seen: set[tuple[str, str]] = set()
 
-    def read(self, text: str, filename: str) -> None:
+    def read(self, text: str | bytes, filename: str) -> None:
         try:
             documents = parse_documents(text, filename)
         except ManifestError as error:

@@ -96,12 +96,11 @@ def settings(args: argparse.Namespace) -> Loaded:
         raise UsageError("\n".join(error.mistakes)) from error
 
 
-def _read(file: str, option: str) -> str:
+def _read(file: str, option: str) -> bytes:
     try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UsageError(f"{file}: {reason}; give a file with {option}") from error
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}; give a file with {option}") from error
 
 
 def this_node(args: argparse.Namespace, loaded: Loaded) -> str:

@@ -209,6 +209,11 @@ def test_mistakes_of_documents(text: str, expected: str) -> None:
     assert expected in mistake
 
 
+def test_a_file_that_is_not_utf_8() -> None:
+    with pytest.raises(ConfigError, match=r"c\.yaml:3: not UTF-8; save the file as UTF-8"):
+        load_config(HEAD.encode() + b"hostnameOverride: \xe4\n", "c.yaml", {})
+
+
 def test_all_mistakes_at_once() -> None:
     found = mistakes(HEAD + "mode: iptables\noomScoreAdj: x\n" + OURS + "drainn: 1\n", ipvs_scheduler="q")
     assert len(found) == 4
