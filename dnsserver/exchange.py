@@ -80,15 +80,28 @@ class Outcome(msgspec.Struct, frozen=True):
 class Attempt:
     """One query of an exchange to one server."""
 
-    __slots__ = ("_exchange", "_forget", "_timer", "over", "payload", "question", "server", "started_s", "stream")
+    __slots__ = (
+        "_exchange",
+        "_forget",
+        "_timer",
+        "over",
+        "payload",
+        "plain",
+        "question",
+        "server",
+        "started_s",
+        "stream",
+    )
 
-    def __init__(self, exchange: Exchange, server: Server, *, stream: bool) -> None:
+    def __init__(self, exchange: Exchange, server: Server, *, stream: bool, plain: bool) -> None:
         asked = exchange.asked
         self._exchange = exchange
         self.server = server
         self.stream = stream
+        self.plain = plain
+        """Without EDNS."""
         self.question = asked.lower + asked.qtype.to_bytes(2, "big") + b"\0\1"
-        size = 0 if server.plain else UDP_SIZE_BYTES
+        size = 0 if plain else UDP_SIZE_BYTES
         question = Question(asked.lower, asked.lower, asked.qtype)
         self.payload = encode_query(
             question, 0, rd=asked.rd, cd=asked.cd, udp_size_bytes=size, do=asked.do and size > 0
@@ -198,8 +211,8 @@ class Exchange:
             self._next_timer.cancel()
         self._next_timer = self.loop.call_later(wait_s, move)
 
-    def _ask(self, server: Server, *, stream: bool) -> None:
-        attempt = Attempt(self, server, stream=stream)
+    def _ask(self, server: Server, *, stream: bool, plain: bool = False) -> None:
+        attempt = Attempt(self, server, stream=stream, plain=plain or server.plain)
         self._attempts.append(attempt)
         attempt.begin()
 
@@ -222,10 +235,14 @@ class Exchange:
             self.failed(f"malformed reply: {error}")
             return
         message = reply.message
-        if self._knows_no_edns(server, message, reply):
-            server.plain = True
-            self._ask(server, stream=attempt.stream)
+        # Who does not know EDNS gives one of these, without OPT (RFC 6891 §7), and an answer without EDNS. Who gives it
+        # again has something against the question.
+        refused = message.rcode in (Rcode.FORMERR, Rcode.NOTIMP)
+        if refused and reply.edns is None and not attempt.plain:
+            self._ask(server, stream=attempt.stream, plain=True)
             return
+        if attempt.plain and not refused:
+            server.plain = True
         server.replied(message.rcode, self.loop.time() - attempt.started_s)
         message = _as_ours(reply)
         if message.tc and not attempt.stream:
@@ -241,10 +258,6 @@ class Exchange:
             if self._waiting():
                 return
         self._finish(Outcome(message, server=server.name))
-
-    def _knows_no_edns(self, server: Server, message: Message, reply: UpstreamReply) -> bool:
-        """RFC 6891 §7: FORMERR or NOTIMP without OPT to a query with OPT."""
-        return message.rcode in (Rcode.FORMERR, Rcode.NOTIMP) and reply.edns is None and not server.plain
 
     def silent(self) -> None:
         """A server has not replied for long."""

@@ -145,6 +145,19 @@ async def test_an_upstream_without_edns_is_asked_again_without() -> None:
         assert len(upstream.queries) == 3
 
 
+async def test_a_question_an_upstream_refuses_with_and_without_edns_does_not_cost_the_others_edns() -> None:
+    async def picky(server: Misbehaving, query: bytes, send: Send) -> None:
+        if b"\3bad" in query:
+            send(query[:2] + b"\x81\x81" + bytes(8))  # FORMERR, header only
+        else:
+            await honest(server, query, send)
+
+    async with misbehaving(picky) as upstream, chain(f"forward . {servers(upstream)}") as ask:
+        assert (await ask("bad.test. A")).rcode == "FORMERR"
+        assert (await ask("www.test. A")).answered == HONEST
+        assert [dns.message.from_wire(query).edns for query in upstream.queries] == [0, -1, 0]
+
+
 # -- dead and slow ones
 
 
