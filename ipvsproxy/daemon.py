@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import platform
 import signal
@@ -15,13 +16,13 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
 import structlog
 from aiohttp import web
 from prometheus_client import ProcessCollector
 
 from ipvsproxy.config import Bind, Config
 from ipvsproxy.configfields import EXTERNAL_IPS_GATE
+from ipvsproxy.configwrite import documents
 from ipvsproxy.dataplane import DataPlane, DataplaneError
 from ipvsproxy.events import EventRecorder, Regarding
 from ipvsproxy.health import ProxyHealth
@@ -182,7 +183,7 @@ class Daemon:
             metrics_route(self._levels, path="/metrics/slis"),
             text_route("/healthz", lambda: (200, "ok")),
             text_route("/proxyMode", lambda: (200, "ipvs")),
-            text_route("/configz", lambda: (200, _configz(self._config))),
+            text_route("/configz", lambda: (200, _configz(self._config)), "application/json"),
             *(profiling_routes() if self._config.profiling else ()),
         ]
 
@@ -245,4 +246,6 @@ def _address(bind: Bind) -> Address:
 
 
 def _configz(config: Config) -> str:
-    return msgspec.json.format(msgspec.json.encode({"ipvsproxy": config}), indent=2).decode()
+    """The settings in effect, by API group, as kube-proxy shows its own."""
+    shown = {document["apiVersion"].partition("/")[0]: document for document in documents(config)}
+    return json.dumps(shown, indent=2)

@@ -235,12 +235,12 @@ Check = Callable[[], tuple[int, str]]
 """The HTTP status and the text to show now."""
 
 
-def text_route(path: str, check: Check) -> web.RouteDef:
+def text_route(path: str, check: Check, content_type: str = "text/plain") -> web.RouteDef:
     """GET `path`, answered by what `check` returns."""
 
     async def handler(_: web.BaseRequest) -> web.Response:
         status, text = check()
-        return web.Response(status=status, text=text)
+        return web.Response(status=status, text=text, content_type=content_type)
 
     return web.RouteDef("GET", path, handler, {})
 

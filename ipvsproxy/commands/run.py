@@ -35,6 +35,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "CAP_NET_ADMIN alone",
     )
     parser.add_argument(
+        "--write-config-to",
+        type=Path,
+        metavar="FILE",
+        help="write the configuration that file and flags come to, defaults included, and exit",
+    )
+    parser.add_argument(
         "--proc-sys",
         type=Path,
         default=Path("/proc/sys"),
@@ -66,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     log.configure(level=loaded.config.log_level, fmt=args.log_format)
     for line in loaded.ignored:
         tell(f"info: {line}")
+    if args.write_config_to:
+        return _write_config(args.write_config_to, loaded.config)
     try:
         return asyncio.run(_serve(args, loaded.config, name))
     except (AccessError, BindFailed, SysctlError) as error:
@@ -125,6 +133,19 @@ async def _serve(args: argparse.Namespace, config: Config, node_name: str) -> in
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+    return 0
+
+
+def _write_config(file: Path, config: Config) -> int:
+    import yaml  # noqa: PLC0415
+
+    from ipvsproxy.configwrite import documents  # noqa: PLC0415
+
+    try:
+        file.write_text(yaml.safe_dump_all(documents(config), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        tell(f"{file}: {error.strerror}; name a file that can be written with --write-config-to")
+        return 1
     return 0
 
 

@@ -215,7 +215,7 @@ def test_metrics_probes_and_settings(site: Site) -> None:
         'kubernetes_healthcheck{name="IPv4",type="healthz"} 1.0' in site.get("http://127.0.0.1:10249/metrics/slis")[1]
     )
     status, body = site.get("http://127.0.0.1:10249/configz")
-    assert (status, json.loads(body)["ipvsproxy"]["ipvs"]["scheduler"]) == (200, "rr")
+    assert (status, json.loads(body)["kubeproxy.config.k8s.io"]["ipvs"]["scheduler"]) == (200, "rr")
     for path in ("healthz", "livez"):
         status, body = site.get(f"http://{NODE}:10256/{path}", host="client")
         assert (status, json.loads(body)["healthy"]) == (200, True), body

@@ -134,6 +134,19 @@ def test_configuration_file_and_flags(capsys: pytest.CaptureFixture[str], tmp_pa
     assert f'{config}:3: ipvs.schedular: unknown field; did you mean "scheduler"?' in err
 
 
+def test_the_configuration_is_written_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With `run`, as with kube-proxy; it needs no privileges."""
+    written = tmp_path / "written.yaml"
+    args = ("run", "--node", "n", "--ipvs-scheduler=lc", "--config-sync-period=1h")
+    assert run(capsys, *args, "--write-config-to", str(written)) == (0, "", "")
+    assert "  scheduler: lc\n" in written.read_text()
+    again = tmp_path / "again.yaml"
+    assert run(capsys, "run", "--config", str(written), "--write-config-to", str(again)) == (0, "", "")
+    assert again.read_text() == written.read_text()
+    code, _, err = run(capsys, *args, "--write-config-to", str(tmp_path))
+    assert (code, err) == (1, f"{tmp_path}: Is a directory; name a file that can be written with --write-config-to\n")
+
+
 def test_problems_of_services_go_to_stderr(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(
         "apiVersion: v1\nkind: Service\nmetadata: {name: web, annotations: {ipvsproxy.io/scheduler: wrrr}}\n"

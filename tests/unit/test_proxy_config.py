@@ -7,11 +7,13 @@ from textwrap import dedent
 
 import msgspec
 import pytest
+import yaml
 
 from ipvsproxy.config import Bind, Config, LocalMode, NodePortAddresses
 from ipvsproxy.configfields import FLAGS, KUBE_PROXY_FIELDS, OUR_FIELDS
-from ipvsproxy.configfile import ConfigError, load_config, node_name
+from ipvsproxy.configfile import ConfigError, Loaded, load_config, node_name
 from ipvsproxy.configvalues import BadValue, duration_s
+from ipvsproxy.configwrite import documents
 from ipvsproxy.model import Scheduler, ServiceFlag
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -246,6 +248,25 @@ def test_every_field_of_kube_proxy_that_has_a_flag_here_has_kube_proxys_name() -
         "conntrack-udp-timeout-stream",
     }
     assert all(field.help for field in KUBE_PROXY_FIELDS.values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nodePortAddresses: [primary]\noomScoreAdj: 0\nclusterCIDR: 10.0.0.0/8,fd00::/56\nbindAddress: fd00::1\n",
+        (
+            "healthzBindAddress: '[::]:1'\nipvs: {scheduler: mh, minSyncPeriod: 1ms, tcpTimeout: 15m}\n"
+            "conntrack: {tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 5s, udpTimeout: 7s}\ndetectLocalMode: NodeCIDR\n"
+            "featureGates: {AllowServiceExternalIPs: false}\nnodePortAddresses: [10.0.0.0/8, 'fd00::/8']"
+        ),
+        OURS + "drain: {grace: 0s}\nauditPeriod: 0s\nschedulerFlags: [ops, flag-3]\nallowExternalIPs: [192.0.2.0/24]",
+    ],
+)
+def test_what_is_written_is_read_again(text: str) -> None:
+    config = load_config(f"{HEAD}{text}", "c.yaml", {}).config
+    written = yaml.safe_dump_all(documents(config))
+    assert load_config(written, "written.yaml", {}) == Loaded(config, ())
 
 
 def test_known_fields_without_effect_are_named() -> None:
