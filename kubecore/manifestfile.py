@@ -16,7 +16,7 @@ import msgspec
 from kubecore import decode
 from kubecore.addresses import family_of
 from kubecore.manifest import Document, ManifestError, parse_documents
-from kubecore.model import Endpoints, KubeObject, ObjectKey, Resource, Service, ServiceType
+from kubecore.model import Endpoints, EndpointSlice, KubeObject, ObjectKey, Resource, Service, ServiceType
 from kubecore.selectors import Selection
 
 _ENDPOINTS_KIND = ("v1", "Endpoints")
@@ -181,6 +181,9 @@ class _FileReader:
                 refused |= severity is Severity.ERROR
             if refused:
                 return
+        if isinstance(obj, EndpointSlice):
+            for field_, reason, remedy in _check_slice(obj):
+                self._report(document, what, field_, reason, severity=Severity.HINT, remedy=remedy)
         if obj is None:
             return
         ident = (type(obj), obj.key)
@@ -239,6 +242,16 @@ def _remedy(reason: str) -> str:
     if "DNS label" in reason or "DNS subdomain" in reason:
         return "use lower-case letters, digits and '-'"
     return "add it" if reason == "missing" else ""
+
+
+def _check_slice(piece: EndpointSlice) -> Iterator[tuple[str, str, str]]:
+    """(field, reason, remedy) for ports of a slice written by hand that lead nowhere."""
+    for i, port in enumerate(piece.ports):
+        if port.name is None:
+            remedy = 'write the name of the Service\'s port, "" for an unnamed one'
+            yield f"ports[{i}].name", "missing; such a port belongs to no port of a Service", remedy
+        elif port.port is None:
+            yield f"ports[{i}].port", "missing; such a port leads nowhere", "write the number that pods listen on"
 
 
 # -- what the API server would do with a Service

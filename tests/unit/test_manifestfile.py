@@ -142,6 +142,27 @@ def test_services_written_by_hand(spec: str, sentences: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("ports", "sentences"),
+    [
+        ("[{name: '', port: 80}, {name: b, port: 81}]", []),
+        (
+            "[{port: 80}, {name: b}]",
+            [
+                "5: hint: ports[0].name: missing; such a port belongs to no port of a Service",
+                "5: hint: ports[1].port: missing; such a port leads nowhere",
+            ],
+        ),
+    ],
+)
+def test_slices_written_by_hand(ports: str, sentences: list[str]) -> None:
+    head = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\n"
+    content = _read(f"{head}ports: {ports}\n")
+    assert [f"{p.line}: {p.severity.value}: {p.field}: {p.reason}" for p in content.problems] == sentences
+    assert all(p.remedy for p in content.problems)
+    assert _objects(content) == ["EndpointSlice default/s"]
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         (
