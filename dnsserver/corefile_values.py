@@ -162,6 +162,8 @@ def address(token: Token, port: int) -> Address:
         host = host[1:-1]
     if number is None and ":" in host and not _is_address(host):
         raise Invalid(token, f"'{token.text}' is no address", "write HOST:PORT or :PORT")
+    if host.isdigit():  # which the system would take for the address 0.0.31.144
+        raise Invalid(token, f"'{token.text}' is no address", f"write :{host}")
     if number is not None and not 0 < number < 65536:
         raise Invalid(token, f"port {number} is out of range", "write 1 to 65535")
     return Address(host, port if number is None else number)

@@ -538,6 +538,7 @@ file db.example                       | plugin 'file' is not supported; remove i
 errors now                            | 'errors' takes no argument, found 1; remove the rest
 cache 0                               | TTL 0 is out of range; write 1 to 2147483647
 health 8080:                          | '8080:' is no address; write HOST:PORT or :PORT
+health 8080                           | '8080' is no address; write :8080
 prometheus :99999                     | port 99999 is out of range; write 1 to 65535
 reload 1s                             | interval 1s is out of range; write 2s to 86400s
 reload 30                             | interval '30' is no duration; write 30s
