@@ -189,9 +189,9 @@ class _Reader:
             self.sources[field.target] = source
 
     def finish(self) -> Loaded:
-        for name in ("conntrack.tcp_established_timeout_s", "conntrack.tcp_close_wait_timeout_s"):
-            if self.values.get(name) == 0:
-                self.values[name] = None
+        for name, value in self.values.items():
+            if name.startswith("conntrack.") and name.endswith("_timeout_s") and value == 0:
+                self.values[name] = None  # leave the kernel's alone
         for gate, is_on in self.values.pop("feature_gates", {}).items():
             if gate != EXTERNAL_IPS_GATE:
                 self.ignored.append(self.sources["feature_gates"].mistake(f"gate {gate} has no effect here"))

@@ -154,7 +154,7 @@ def bind(default_port: int) -> Parser:
         ip = canonical_ip(host.removeprefix("[").removesuffix("]"))
         if ip is None or (":" in ip and not host.startswith("[")):
             raise BadValue(f"{given!r} is not an IP address and port", f'write it as "0.0.0.0:{default_port}"')
-        if not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise BadValue(f"{port!r} is not a port", "write a number from 1 to 65535")
         return Bind(ip, int(port))
 
@@ -244,7 +244,7 @@ def scheduler_flags(value: Any) -> ServiceFlag:
         raise BadValue(f"{value!r} is not a list of scheduler flags")
     flags = ServiceFlag.NONE
     for name in names:
-        if name not in SCHEDULER_FLAGS:
+        if not isinstance(name, str) or name not in SCHEDULER_FLAGS:
             raise BadValue(f"there is no scheduler flag {name!r}", nearest(str(name), list(SCHEDULER_FLAGS)))
         flags |= SCHEDULER_FLAGS[name][0]
     return flags

@@ -178,6 +178,11 @@ def test_our_own_document() -> None:
         ("metricsBindAddress: 1.2.3.4:99999", "c.yaml:3: metricsBindAddress: '99999' is not a port"),
         pytest.param(f"clientConnection: {{qps: {'9' * 400}}}", "c.yaml:3: clientConnection.qps: 9999", id="qps"),
         pytest.param(f"oomScoreAdj: '{'9' * 5000}'", "c.yaml:3: oomScoreAdj: '9999", id="long text"),
+        pytest.param(f"healthzBindAddress: '0.0.0.0:{'9' * 5000}'", "9' is not a port; write a number", id="long port"),
+        (
+            f"{OURS}schedulerFlags: [[ops]]",
+            "c.yaml:6: schedulerFlags: there is no scheduler flag ['ops']; did you mean",
+        ),
         ("bindAddressHardFail: 1", "c.yaml:3: bindAddressHardFail: 1 is neither true nor false"),
         ("bindAddress: eth0", "c.yaml:3: bindAddress: 'eth0' is not an IP address"),
         ('detectLocal: {bridgeInterface: "a; drop"}', "'a; drop' is not an interface name"),
@@ -223,6 +228,8 @@ def test_all_mistakes_at_once() -> None:
 
 
 def test_a_flag_beats_the_file() -> None:
+    given = read("conntrack: {udpTimeout: 1m, tcpCloseWaitTimeout: 1m}", conntrack_udp_timeout="0")
+    assert (given.conntrack.udp_timeout_s, given.conntrack.tcp_close_wait_timeout_s) == (None, 60)
     config = read("ipvs: {scheduler: lc}\nhealthzBindAddress: 0.0.0.0:1", ipvs_scheduler="sh", healthz_bind_address="")
     assert config.ipvs.scheduler is Scheduler.SH
     assert config.healthz_bind is None, 'a flag of "" switches the server off'
@@ -257,8 +264,8 @@ def test_every_field_of_kube_proxy_that_has_a_flag_here_has_kube_proxys_name() -
         "nodePortAddresses: [primary]\noomScoreAdj: 0\nclusterCIDR: 10.0.0.0/8,fd00::/56\nbindAddress: fd00::1\n",
         (
             "healthzBindAddress: '[::]:1'\nipvs: {scheduler: mh, minSyncPeriod: 1ms, tcpTimeout: 15m}\n"
-            "conntrack: {tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 5s, udpTimeout: 7s}\ndetectLocalMode: NodeCIDR\n"
-            "featureGates: {AllowServiceExternalIPs: false}\nnodePortAddresses: [10.0.0.0/8, 'fd00::/8']"
+            "conntrack: {tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 5s, udpTimeout: 7s}\n"
+            "detectLocalMode: NodeCIDR\nfeatureGates: {AllowServiceExternalIPs: false}\nnodePortAddresses: [10.0.0.0/8, 'fd00::/8']"
         ),
         OURS + "drain: {grace: 0s}\nauditPeriod: 0s\nschedulerFlags: [ops, flag-3]\nallowExternalIPs: [192.0.2.0/24]",
     ],
