@@ -73,7 +73,7 @@ class Picture:
             return True
         if key.protocol is None:
             return f"{key.fwmark:#010x}" in self._marks
-        return (f"{sets.SERVICE}{key.family}", sets.claim_key(key)) in self.elements
+        return (sets.SERVICE_OF[key.family], sets.claim_key(key)) in self.elements
 
     def owned(self) -> list[VirtualServerKey]:
         """Our virtual servers."""
@@ -152,7 +152,12 @@ class Picture:
         Guarantees, after any sequence of permitted operations of which any may fail: every routed address has a
         virtual server, every virtual server we made has its claim, and no transaction deletes what is not there.
         """
-        match op:
+        match op:  # what there is most of first
+            case AddVirtualServer(key):
+                return op if key not in self.servers and self.owns(key) else None
+            case AddVip(address, source):
+                claimed = (sets.VIP_OF[family_of(address)], (address,)) in self.elements
+                return op if claimed and address in self._at and self.vips.get(address) != source else None
             case ChangeElements():
                 return self._permit_elements(op)
             case AddRealServer(server, key):
@@ -161,16 +166,11 @@ class Picture:
             case EditRealServer(server, key) | DeleteRealServer(server, key):
                 there = self.servers.get(server)
                 return op if there is not None and key in there.real_servers else None
-            case AddVirtualServer(key):
-                return op if key not in self.servers and self.owns(key) else None
             case EditVirtualServer(key):
                 return op if key in self.servers and self.owns(key) else None
             case DeleteVirtualServer(key):
                 last = key.address in self.vips and self._at.get(key.address) == 1
                 return op if key in self.servers and self.owns(key) and not last else None
-            case AddVip(address, source):
-                claimed = (f"{sets.VIP}{6 if ':' in address else 4}", (address,)) in self.elements
-                return op if claimed and address in self._at and self.vips.get(address) != source else None
             case DeleteVip(address):
                 return op if address in self.vips else None
             case CutFlows():
@@ -179,6 +179,11 @@ class Picture:
     def apply(self, op: Op) -> None:
         """Note that `op`, as permitted, succeeded."""
         match op:
+            case AddVirtualServer(key, config, real_servers, real_server_config):
+                fresh = self._fresh_of(real_server_config)
+                self.put_server(key, ActualVirtualServer(config, dict.fromkeys(real_servers, fresh)))
+            case AddVip(address, source):
+                self.vips[address] = source
             case ChangeElements(add, delete):
                 for element in delete:
                     self._drop_element(element)
@@ -188,16 +193,11 @@ class Picture:
                 self._set_real_server(server, key, config)
             case DeleteRealServer(server, key):
                 del self.servers[server].real_servers[key]
-            case AddVirtualServer(key, config, real_servers, real_server_config):
-                fresh = self._fresh_of(real_server_config)
-                self.put_server(key, ActualVirtualServer(config, dict.fromkeys(real_servers, fresh)))
             case EditVirtualServer(key, config):
                 self._edit_server(key, config)
             case DeleteVirtualServer(key):
                 self.put_server(key, None)
                 self.adopted.discard(key)
-            case AddVip(address, source):
-                self.vips[address] = source
             case DeleteVip(address):
                 del self.vips[address]
             case CutFlows():

@@ -95,6 +95,9 @@ class _Targets(NamedTuple):
     listed: frozenset[RealServerKey]
 
 
+_NO_TARGETS = _Targets((), _NONE, _NONE)
+
+
 class _Front(NamedTuple):
     """An address a Service answers on."""
 
@@ -153,7 +156,8 @@ class _Planning:
         self.shared: dict[Element, None] = {}
         self.local_ready: dict[Family, set[str]] = {4: set(), 6: set()}
         self.needs = Needs.NOTHING
-        self.no_local_internal, self.no_local_external = set[Family](), set[Family]()
+        self.no_local_internal: set[Family] = set()
+        self.no_local_external: set[Family] = set()
         self.scheduler, self.flags = schedule(service, site, self.problems)
         self.rotation = crc32(service.name.encode(), site.seed)
         self.merged = merge_slices([s for s in slices if not s.labels or LABEL_HEADLESS not in dict(s.labels)])
@@ -166,12 +170,12 @@ class _Planning:
             here = self.site.node.families
             families = [(f, ip) for f, ip in cluster_ips(service) if f in here and self._may_have(ip, "clusterIP")]
         for family, cluster_ip in families:
-            externals = list(self._externals(family))
+            externals = list(self._externals(family)) if service.ingress or service.external_ips else ()
             self._claim(cluster_ip, "clusterIP")
             for port in service.ports:
                 endpoints = self.merged.get((family, port.name, port.protocol), {})
                 fronts = [_Front(cluster_ip, port.port, external=False, allocated=True, ranges=None)]
-                fronts += (f._replace(port=port.port) for f in externals)
+                fronts += [f._replace(port=port.port) for f in externals]
                 if port.node_port:
                     fronts += self._node_ports(family, port)
                 self._plan_port(port, family, endpoints, fronts, external_local=external_local)
@@ -291,7 +295,7 @@ class _Planning:
                 answering.setdefault(key, front)  # one address by two ways (ingress and externalIP, say): the first
         external = any(f.external for f in answering.values())
         internal_local = self.service.internal_policy is TrafficPolicy.LOCAL
-        cluster = local = _Targets((), _NONE, _NONE)
+        cluster = local = _NO_TARGETS
         if not internal_local or external:
             cluster = self._targets(endpoints, usable.cluster)
         if internal_local or (external and external_local):

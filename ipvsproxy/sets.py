@@ -58,8 +58,8 @@ UPLINK = "uplinks"  # set: interfaces behind which no pod of this node is
 POD_LINK = "pod_links"  # set: interfaces behind which only pods of this node are
 TUNNEL = "tunnels"  # set: overlay interfaces
 
-_SERVICE: dict[Family, str] = {4: f"{SERVICE}4", 6: f"{SERVICE}6"}
-_VIP: dict[Family, str] = {4: f"{VIP}4", 6: f"{VIP}6"}
+SERVICE_OF: dict[Family, str] = {4: f"{SERVICE}4", 6: f"{SERVICE}6"}
+VIP_OF: dict[Family, str] = {4: f"{VIP}4", 6: f"{VIP}6"}
 
 _PROTOCOLS = {Protocol.TCP: "tcp", Protocol.UDP: "udp", Protocol.SCTP: "sctp"}
 PROTOCOL_OF = {text: protocol for protocol, text in _PROTOCOLS.items()}
@@ -79,7 +79,7 @@ def claim_key(key: VirtualServerKey) -> tuple[str, str, str]:
 
 def service(key: VirtualServerKey, kind: Kind) -> Element:
     """The claim of a virtual server by address, and what happens to its packets."""
-    return Element(_SERVICE[key.family], claim_key(key), kind.verdict)
+    return Element(SERVICE_OF[key.family], claim_key(key), kind.verdict)
 
 
 def mark(key: VirtualServerKey, fwmark: int) -> Element:
@@ -89,7 +89,7 @@ def mark(key: VirtualServerKey, fwmark: int) -> Element:
 
 def vip(family: Family, address: str) -> Element:
     """A routed address, on which what is no Service is rejected."""
-    return Element(_VIP[family], (address,))
+    return Element(VIP_OF[family], (address,))
 
 
 def source_range(key: VirtualServerKey, prefix: str) -> Element:

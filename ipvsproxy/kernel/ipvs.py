@@ -84,6 +84,7 @@ _PROTOCOL_OF = {int(number): protocol for protocol, number in _NUMBER_OF.items()
 _SCHEDULER_OF = {scheduler.value.encode(): scheduler for scheduler in Scheduler if scheduler is not Scheduler.OTHER}
 
 _GENL = struct.Struct("=BBH")
+_HEAD = struct.Struct(HEADER.format + "BBH")  # nlmsghdr, genlmsghdr
 _U16, _U32, _S32, _U64 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i"), struct.Struct("=Q")
 _BE16 = struct.Struct("!H")
 _U32_PAIR = struct.Struct("=II")
@@ -218,8 +219,10 @@ class Encoder:
 
     def command(self, command: int, payload: bytes = b"", sequence: int = 0) -> bytes:
         """A message of the family with these attributes."""
-        head = HEADER.pack(20 + len(payload), self.family_id, REQUEST, sequence, 0)
-        return head + _GENL.pack(command, _VERSION, 0) + payload
+        return self._head(command, len(payload), sequence) + payload
+
+    def _head(self, command: int, size: int, sequence: int) -> bytes:
+        return _HEAD.pack(20 + size, self.family_id, REQUEST, sequence, 0, command, _VERSION, 0)
 
     def _service(self, command: int, key: VirtualServerKey, config: VirtualServerConfig, sequence: int) -> bytes:
         payload = nested(_CMD_SERVICE, pack_key(key) + pack_config(key.family, config))
@@ -240,15 +243,15 @@ class Encoder:
         """
         if not keys:
             return b""
-        kinds = {(key.port, ":" in key.address) for key in keys}
-        if len(kinds) > 1:
-            return b"".join(self._dests(command, server, (key,), config, sequence) for key in keys)
-        ((port, six),) = kinds
-        tail = _pack_dest_place(port, six=six) + _pack_dest_config(config)
-        size = len(_DEST_ADDRESS) + (16 if six else 4) + len(tail)
-        empty = self.command(command, nested(_CMD_SERVICE, pack_key(server)) + nested(_CMD_DEST, bytes(size)), sequence)
-        head = empty[:-size] + _DEST_ADDRESS
-        return head + (tail + head).join([addresses.pack(key.address) for key in keys]) + tail
+        packed = [addresses.pack(key.address) for key in keys]
+        if len({key.port for key in keys}) > 1 or len({*map(len, packed)}) > 1:
+            return b"".join([self._dests(command, server, (key,), config, sequence) for key in keys])
+        tail = _pack_dest_place(keys[0].port, six=len(packed[0]) == 16) + _pack_dest_config(config)
+        identity = nested(_CMD_SERVICE, pack_key(server))
+        size = len(_DEST_ADDRESS) + len(packed[0]) + len(tail)
+        head = self._head(command, len(identity) + 4 + size, sequence)
+        head += identity + _NEST.pack(4 + size, _CMD_DEST) + _DEST_ADDRESS
+        return head + (tail + head).join(packed) + tail
 
 
 _NEST = struct.Struct("=HH")
