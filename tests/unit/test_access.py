@@ -173,7 +173,7 @@ def test_a_file_that_may_not_be_looked_at_is_named(tmp_path: Path) -> None:
     unreadable = tmp_path / ("k" * 300)
     for given in ({"kubeconfig": str(unreadable)}, {"environ": {"KUBECONFIG": str(unreadable)}}):
         with pytest.raises(AccessError, match=f"{unreadable}: File name too long: make it readable, or give a"):
-            load_access(service_account=tmp_path / "none", **given)  # type: ignore[arg-type]
+            load_access(service_account=tmp_path / "none", **given)
 
 
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path, service_account: Path) -> None:
