@@ -38,6 +38,7 @@ drain: {grace: 60s, pollPeriod: 500ms}
 auditPeriod: 1s
 """
 IPVSPROXY = [sys.executable, "-m", "ipvsproxy"]
+WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs")
 STARTED = "reconciler.started"
 _T = TypeVar("_T")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 from typing import TYPE_CHECKING
 
 from ipvsproxy.commands.options import tell
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
             kernel = await KernelDataPlane.open()
         except Unsupported as error:
             # Without IPVS there can be no virtual server; say so, for it may be a mistake of the user's.
-            tell(f"nothing to remove: {describe(error)}")
+            tell(f"no virtual servers to remove: {describe(error)}")
+            done = await _clean_up_without_ipvs()
         else:
             async with kernel as dataplane:
                 done = await clean_up(dataplane, kube_proxy=args.kube_proxy)
@@ -112,6 +114,39 @@ async def clean_up(dataplane: DataPlane, *, kube_proxy: bool) -> list[str]:
         # With addresses of a kube-proxy's on it the device is still somebody's.
         await dataplane.remove_device()
     return done
+
+
+async def _clean_up_without_ipvs() -> list[str]:
+    """Remove routes, table and device, which stay when the module of IPVS is unloaded; returns what was removed.
+
+    Raises: DataplaneError.
+    """
+    from ipvsproxy import nftables  # noqa: PLC0415
+    from ipvsproxy.dataplane import DataplaneError, DeleteVip  # noqa: PLC0415
+    from ipvsproxy.kernel.errors import error_for  # noqa: PLC0415
+    from ipvsproxy.kernel.host import Host  # noqa: PLC0415
+    from ipvsproxy.kernel.nft import Nft  # noqa: PLC0415
+    from ipvsproxy.kernel.setelements import SetElements  # noqa: PLC0415
+
+    host, sets = Host(), SetElements(nftables.TABLE)
+    try:
+        try:
+            has_table = bool(await sets.learn())
+        except DataplaneError as error:
+            if error.errno != errno.EINVAL:  # what a kernel without nftables answers
+                raise
+            has_table = False
+        ops = [DeleteVip(vip) for vip in sorted(await host.vips())]
+        for index, failure in (await host.submit(ops)).items():
+            raise error_for(ops[index], failure.errno, failure.detail)
+        if has_table:
+            await Nft(nftables.FAMILY, nftables.TABLE).remove()
+        if not await host.device_addresses():
+            await host.remove_device()
+    finally:
+        host.close()
+        sets.close()
+    return [f"route to {op.address}" for op in ops] + ["nftables table"] * has_table
 
 
 async def _remove_kube_proxys_rules() -> list[str]:

@@ -9,12 +9,11 @@ import pytest
 from tests.builders import service
 from tests.lab.kernel.net import Net
 from tests.lab.kernel.outcomes import servers
-from tests.proxy_daemon import IPVSPROXY, THIS, Site, backends, until
+from tests.proxy_daemon import IPVSPROXY, THIS, WITHOUT_CAPABILITIES, Site, backends, until
 
 pytestmark = pytest.mark.kernel
 
 VIP = "10.96.0.1:80"
-WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs")
 # As in a container with `capabilities: {drop: [ALL], add: [NET_ADMIN]}`.
 NET_ADMIN_ALONE = (
     "setpriv",

@@ -14,7 +14,7 @@ from tests.builders import service
 from tests.lab.kernel.fixtures import refuse
 from tests.lab.kernel.lab import GuestDiedError, Lab, NoKernelError
 from tests.lab.kernel.net import Host, Net, Result
-from tests.proxy_daemon import IPVSPROXY, NODE, STARTED, THIS, backends, manifest
+from tests.proxy_daemon import IPVSPROXY, NODE, STARTED, THIS, WITHOUT_CAPABILITIES, backends, manifest
 
 pytestmark = pytest.mark.kernel
 
@@ -48,9 +48,25 @@ def test_no_ipvs() -> None:
             assert "this kernel has no IPVS: load module ip_vs" in result.stderr
         result = said(node, "cleanup")
         assert (result.code, "no IPVS" in result.stderr) == (0, True)
+        assert result.stdout == "nothing to remove was there\n"
         planned = said(node, "plan", *CLUSTER, "--output", "ipvsadm")
         assert (planned.code, planned.lines[0]) == (0, "-A -t 10.96.0.10:53 -s rr"), "planning needs no kernel"
         assert node.run("nft list tables").stdout == ""
+
+
+def test_what_stays_when_ipvs_is_unloaded_is_cleaned_up() -> None:
+    with node_without("ip_vs_init") as node:
+        node.ip(["link add kube-ipvs0 type dummy", "link set kube-ipvs0 up"])
+        node.ip(["route add local 10.96.0.1/32 dev kube-ipvs0 table local proto 87 metric 1024"])
+        node.run("nft add table inet ipvsproxy")
+        node.run("nft 'add set inet ipvsproxy vip4 { type ipv4_addr; }'")
+        result = said(node, "cleanup")
+        assert (result.code, result.lines) == (0, ["route to 10.96.0.1", "nftables table"]), result
+        assert "10.96.0.1" not in node.run("ip route show table local").stdout
+        assert "kube-ipvs0" not in node.run("ip link").stdout
+        assert node.run("nft list tables").stdout == ""
+        result = node.run([*WITHOUT_CAPABILITIES, *IPVSPROXY, "cleanup"], check=False)
+        assert (result.code, "CAP_NET_ADMIN" in result.stderr) == (1, True), result
 
 
 def test_no_nftables() -> None:
