@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ipvsproxy.commands.options import add_config_options, add_source_options, settings, tell, this_node
+from ipvsproxy.commands.options import add_config_options, add_source_options, console, settings, tell, this_node
 
 if TYPE_CHECKING:
     from ipvsproxy.config import Config
@@ -115,12 +115,11 @@ def _element(element: Any) -> str:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    console = Console()
+    out = console()
     if not rows:
-        console.print("equal: the kernel holds what is wanted")
+        out.print("equal: the kernel holds what is wanted")
         return
     table = Table(title=f"{len(rows)} operations would be done", title_justify="left")
     table.add_column("Operation")
@@ -128,4 +127,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for each in rows:
         details = [*(f"+ {e}" for e in each.get("add", ())), *(f"- {e}" for e in each.get("delete", ()))]
         table.add_row(each["operation"], "\n".join([each["on"], *details]))
-    console.print(table)
+    out.print(table)

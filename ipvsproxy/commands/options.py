@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ipvsproxy.configfile import Loaded
 
 _FLAG = "flag:"
@@ -112,6 +114,13 @@ def this_node(args: argparse.Namespace, loaded: Loaded) -> str:
         return node_name(loaded.config, flag=args.node, environment=environment, hostname=socket.gethostname())
     except ConfigError as error:
         raise UsageError(str(error)) from error
+
+
+def console() -> Console:
+    """Standard output for tables, every text as it is: to rich, `[fd00::1]` would be a style."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(markup=False, emoji=False)
 
 
 def tell(message: str) -> None:

@@ -8,7 +8,15 @@ from collections.abc import Iterable
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
-from ipvsproxy.commands.options import UsageError, add_config_options, add_source_options, settings, tell, this_node
+from ipvsproxy.commands.options import (
+    UsageError,
+    add_config_options,
+    add_source_options,
+    console,
+    settings,
+    tell,
+    this_node,
+)
 
 if TYPE_CHECKING:
     from ipvsproxy.model import InterfaceAddress
@@ -164,7 +172,6 @@ def as_json(planner: Planner) -> dict[str, Any]:
 
 
 def _print_table(planner: Planner) -> None:
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     from ipvsproxy.ipvsadm import flag_names, sort_key  # noqa: PLC0415
@@ -186,6 +193,6 @@ def _print_table(planner: Planner) -> None:
         table.add_row(
             str(key), str(planner.service_of(key)), ", ".join(scheduling), "\n".join(reals) or "none: refused"
         )
-    console = Console()
-    console.print(table)
-    console.print(f"{len(desired.vips)} VIPs, {len(desired.elements)} set elements; all of it with --output json")
+    out = console()
+    out.print(table)
+    out.print(f"{len(desired.vips)} VIPs, {len(desired.elements)} set elements; all of it with --output json")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ipvsproxy.cli import main
+from ipvsproxy.commands import diff
 
 TESTS = Path(__file__).parent.parent
 SCENARIOS = TESTS / "scenarios"
@@ -65,6 +66,18 @@ def test_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(piped)["node"] == "node-a", "JSON where stdout is no terminal"
     _, table, _ = run(capsys, *args, "--output", "table")
     assert "Virtual servers on node-a" in table
+
+
+def test_tables_show_ipv6_addresses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 'fd00::1', ports: [{port: 80}]}\n"
+    )
+    _, table, _ = run(capsys, "plan", "--source", str(tmp_path), "--node", "n", "--output", "table")
+    assert "[fd00::1]:80/TCP" in table
+    diff._print_table([{"operation": "DeleteVirtualServer", "on": "[fd00::2]:80/TCP", "add": ["vip6 fd00::2"]}])
+    shown = capsys.readouterr().out
+    assert "[fd00::2]:80/TCP" in shown
+    assert "+ vip6 fd00::2" in shown
 
 
 def test_node_addresses_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
