@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,10 +25,24 @@ class UsageError(Exception):
     """The command line or the configuration is wrong: a line each; exit code 2."""
 
 
+class _Gathered(argparse.Action):
+    """A list given by several flags is all they say, as in kube-proxy; of other flags the last one holds."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
+
+
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """`--config` and every flag of kube-proxy that means something here."""
     from ipvsproxy.configfields import FLAGS, IGNORED_FLAGS  # noqa: PLC0415
-    from ipvsproxy.configvalues import boolean  # noqa: PLC0415
+    from ipvsproxy.configvalues import boolean, cidrs, feature_gates, node_port_addresses  # noqa: PLC0415
 
     parser.add_argument(
         "--config",
@@ -44,14 +58,16 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("settings (as kube-proxy's flags; a flag beats the file)")
     for name, field in FLAGS.items():
-        kwargs = {"nargs": "?", "const": "true"} if field.parse is boolean else {}
+        kwargs: dict[str, Any] = {"nargs": "?", "const": "true"} if field.parse is boolean else {}
+        if field.parse in {cidrs, feature_gates, node_port_addresses}:
+            kwargs = {"action": _Gathered}
         group.add_argument(
             f"--{name}",
             dest=f"{_FLAG}{name}",
             default=argparse.SUPPRESS,
             metavar="VALUE",
             help=field.help.replace("%", "%%"),
-            **kwargs,  # type: ignore[arg-type]  # two keywords of add_argument, both text
+            **kwargs,
         )
     for name in IGNORED_FLAGS:
         names = ["-v", "--v"] if name == "v" else [f"--{name}"]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ipvsproxy.cli import main
 from ipvsproxy.commands import diff
@@ -145,6 +146,17 @@ def test_configuration_file_and_flags(capsys: pytest.CaptureFixture[str], tmp_pa
     code, _, err = run(capsys, *args)
     assert code == 2
     assert f'{config}:3: ipvs.schedular: unknown field; did you mean "scheduler"?' in err
+
+
+def test_a_list_may_come_by_several_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    written = tmp_path / "written.yaml"
+    lists = ("--nodeport-addresses=10.0.0.0/8,fd00::/8", "--nodeport-addresses", "192.168.0.0/16")
+    gates = ("--feature-gates=A=true", "--feature-gates=AllowServiceExternalIPs=false")
+    last = ("--ipvs-scheduler=lc", "--ipvs-scheduler=sed")
+    assert run(capsys, "run", *lists, *gates, *last, "--write-config-to", str(written))[0] == 0
+    proxy, ours = yaml.safe_load_all(written.read_text())
+    assert proxy["nodePortAddresses"] == ["10.0.0.0/8", "fd00::/8", "192.168.0.0/16"]
+    assert (proxy["ipvs"]["scheduler"], ours["allowExternalIPs"]) == ("sed", [])
 
 
 def test_the_configuration_is_written_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
