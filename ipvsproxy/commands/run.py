@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipvsproxy.commands.options import add_config_options, add_source_options, settings, tell, this_node
+from ipvsproxy.commands.options import UsageError, add_config_options, add_source_options, settings, tell, this_node
 
 if TYPE_CHECKING:
     from ipvsproxy.config import Config
@@ -40,6 +40,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="write the configuration that file and flags come to, defaults included, and exit",
     )
+    parser.add_argument("--cleanup", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--proc-sys",
         type=Path,
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from kubecore import log  # noqa: PLC0415
     from kubecore.access import AccessError  # noqa: PLC0415
 
+    if args.cleanup:
+        raise UsageError("--cleanup: a command of its own here; run ipvsproxy cleanup, with --kube-proxy for both")
     loaded = settings(args)
     name = this_node(args, loaded)
     log.configure(level=loaded.config.log_level, fmt=args.log_format)

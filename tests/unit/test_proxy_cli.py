@@ -118,6 +118,7 @@ def test_a_node_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (("plan", "--output", "xml"), 2, "invalid choice: 'xml'"),
         (("plan", "--source", ""), 2, "--source: is empty; write cluster, or the path of manifests"),
+        (("run", "--cleanup"), 2, "--cleanup: a command of its own here; run ipvsproxy cleanup"),
         (("plam",), 2, "invalid choice: 'plam'"),
         ((), 2, "COMMAND"),
     ],
