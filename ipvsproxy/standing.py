@@ -37,6 +37,10 @@ class Standing:
         self._backoff = Backoff(rng.uniform, first_s=0.5, cap_s=30.0)
         self.retry_at_s: float | None = None
         """None: nothing failed."""
+        self._is_retried = False
+        """Whether this turn tries again what failed."""
+        self._concerns_all = False
+        """Whether something failed, and was not done since, that every Service needs."""
 
     async def until_it_works(self, step: Callable[[], Awaitable[None]]) -> None:
         """Repeat a step with back-off: a kernel that refuses now may serve in a moment (a module being loaded)."""
@@ -56,24 +60,29 @@ class Standing:
 
     def due(self, now_s: float) -> bool:
         """Whether it is time to try again what failed."""
-        return self.retry_at_s is not None and now_s >= self.retry_at_s
+        self._is_retried = self.retry_at_s is not None and now_s >= self.retry_at_s
+        return self._is_retried
 
     def conclude(self, failures: Sequence[DataplaneError], blame: Callable[[DataplaneError], str]) -> None:
         """Take note of what failed in a turn; `blame` names the Service, or else the part, that it is shown under."""
-        around, now_s = self._around, self._clock.monotonic()
+        around = self._around
+        is_settled = self.retry_at_s is None or self._is_retried
+        self._is_retried = False
         if failures:
-            if self.retry_at_s is None or now_s >= self.retry_at_s:
+            if is_settled:
                 wait_s = self._backoff.next_s()
-                self.retry_at_s = now_s + wait_s
+                self.retry_at_s = self._clock.monotonic() + wait_s
                 for error in failures[:_TOLD]:
                     _log.warning(log.RECONCILE_FAILED, error=describe(error), retry_s=round(wait_s, 1))
             around.health.degraded |= {blame(error): describe(error) for error in failures}
-        elif self.retry_at_s is None or now_s >= self.retry_at_s:
+        elif is_settled:
             self.retry_at_s = None
             self._backoff.reset()
             around.health.degraded.clear()
         around.metrics.degraded.set(len(around.health.degraded))
         # A Service that the kernel refuses is shown as degraded; only when our table or routes cannot be written is the
-        # node itself out of order, for then every Service is concerned.
-        if not any(error.op is None or isinstance(error.op, ChangeElements) for error in failures):
+        # node itself out of order, for then every Service is concerned; and it stays so until that is done.
+        concerns_all = any(error.op is None or isinstance(error.op, ChangeElements) for error in failures)
+        self._concerns_all = concerns_all or (self._concerns_all and not is_settled)
+        if not self._concerns_all:
             around.health.updated(self._clock.time())

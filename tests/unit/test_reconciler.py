@@ -348,6 +348,9 @@ async def test_a_table_that_cannot_be_written_makes_the_node_unhealthy() -> None
         it.fake.fail = lambda op: errno.EIO if isinstance(op, ChangeElements) else 0
         it.put(service("late", "10.96.0.7"))
         await _rounds()
+        it.put(*web("10.244.0.3"))
+        await _rounds()
+        assert weights(it)["10.244.0.3"] == 1, "what needs no table is done, and does not make up for it"
         it.clock.ahead_s += 120
         assert not it.health.check(it.clock.time()).healthy
         it.fake.fail = lambda _: 0
