@@ -68,6 +68,8 @@ class Standing:
         around = self._around
         is_settled = self.retry_at_s is None or self._is_retried
         self._is_retried = False
+        if is_settled:  # everything has been tried
+            around.health.degraded.clear()
         if failures:
             if is_settled:
                 wait_s = self._backoff.next_s()
@@ -78,7 +80,6 @@ class Standing:
         elif is_settled:
             self.retry_at_s = None
             self._backoff.reset()
-            around.health.degraded.clear()
         around.metrics.degraded.set(len(around.health.degraded))
         # A Service that the kernel refuses is shown as degraded; only when our table or routes cannot be written is the
         # node itself out of order, for then every Service is concerned; and it stays so until that is done.

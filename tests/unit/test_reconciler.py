@@ -343,6 +343,23 @@ async def test_one_refused_service_does_not_hold_up_the_others_and_is_retried() 
         assert it.health.degraded == {}
 
 
+async def test_degraded_names_what_fails_still() -> None:
+    refused = {WEB, WEB._replace(address="10.96.0.6")}
+    async with world() as it:
+        it.fake.fail = lambda op: errno.ENOBUFS if isinstance(op, AddVirtualServer) and op.key in refused else 0
+        it.put(*web(), service("other", "10.96.0.6"))
+        it.list_all()
+        it.launch()
+        await _rounds()
+        assert set(it.health.degraded) == {"default/web", "default/other"}
+        refused.remove(WEB)
+        it.clock.ahead_s += 60
+        it.reconciler._wake.set()
+        await _rounds()
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+        assert set(it.health.degraded) == {"default/other"}
+
+
 async def test_a_table_that_cannot_be_written_makes_the_node_unhealthy() -> None:
     async with world(*web()) as it:
         it.fake.fail = lambda op: errno.EIO if isinstance(op, ChangeElements) else 0
