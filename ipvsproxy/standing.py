@@ -50,11 +50,13 @@ class Standing:
                 await step()
             except DataplaneError as error:
                 degraded["kernel"] = describe(error)
+                self._around.health.queued(self._clock.time())
                 wait_s = self._backoff.next_s()
                 _log.warning(log.RECONCILE_FAILED, error=describe(error), retry_s=round(wait_s, 1))
                 await asyncio.sleep(wait_s)
             else:
-                degraded.pop("kernel", None)
+                if degraded.pop("kernel", None) and not self._concerns_all:
+                    self._around.health.updated(self._clock.time())
                 self._backoff.reset()
                 return
 

@@ -12,6 +12,7 @@ from ipvsproxy.dataplane import (
     AddVip,
     AddVirtualServer,
     ChangeElements,
+    DataplaneError,
     DeleteRealServer,
     DeleteVip,
     DeleteVirtualServer,
@@ -340,6 +341,25 @@ async def test_one_refused_service_does_not_hold_up_the_others_and_is_retried() 
         it.fake.fail = lambda _: 0
         await it.advance(60)
         assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+        assert it.health.degraded == {}
+
+
+async def test_a_kernel_that_cannot_be_taken_on_makes_the_node_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_script: str) -> None:
+        raise DataplaneError(None, errno.EIO, "out of order")
+
+    async with world() as it:
+        it.put(*web())
+        it.list_all()
+        with monkeypatch.context() as broken:
+            broken.setattr(it.fake, "load_table", refuse)
+            it.launch()
+            await _rounds()
+            assert it.health.degraded == {"kernel": "out of order"}
+            it.clock.ahead_s += 120
+            assert not it.health.check(it.clock.time()).healthy
+        await it.settle()
+        assert it.health.check(it.clock.time()).healthy
         assert it.health.degraded == {}
 
 
