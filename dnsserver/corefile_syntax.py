@@ -28,6 +28,8 @@ import msgspec
 
 MAX_IMPORT_DEPTH = 20
 """Deeper nesting is taken for a cycle."""
+MAX_NESTING = 50
+"""Braces within braces. No plugin has more than two levels; what imports itself adds one each time."""
 MAX_WORDS = 200_000
 """Imported words, all together; snippets that import one another several times grow without bound otherwise."""
 
@@ -206,6 +208,7 @@ class _Parser:
         self._splices: list[int] = []
         """For each import the cursor is within: the number of words that follow it."""
         self._spliced = 0
+        self._nesting = 0
         self._at = 0
         self._snippets: dict[str, list[Token]] = {}
         self._files: list[str] = []
@@ -291,6 +294,17 @@ class _Parser:
 
     def _lines(self, opening: Token | None) -> tuple[Directive, ...]:
         """Directives up to the closing brace of `opening`, or to the end where there is none."""
+        if opening is not None and self._nesting >= MAX_NESTING:
+            self._complain(opening, f"more than {MAX_NESTING} braces within one another", "close those before")
+            self._skip_block()
+            return ()
+        self._nesting += 1
+        try:
+            return self._directives(opening)
+        finally:
+            self._nesting -= 1
+
+    def _directives(self, opening: Token | None) -> tuple[Directive, ...]:
         found: list[Directive] = []
         while (token := self._peek()) is not None:
             self._next()
@@ -308,6 +322,13 @@ class _Parser:
         if opening is not None:
             self._complain(opening, "'{' is never closed", "add the missing '}'")
         return tuple(found)
+
+    def _skip_block(self) -> None:
+        """Pass over everything up to the brace that closes the one just read."""
+        open_braces = 1
+        while open_braces and self._peek() is not None:
+            token = self._next()
+            open_braces += token.opens - token.closes
 
     def _line(self, name: Token) -> Directive:
         args: list[Token] = []

@@ -177,7 +177,7 @@ def split_port(text: str) -> tuple[str, int | None]:
     head, colon, tail = text.rpartition(":")
     if not colon or not (tail.isascii() and tail.isdigit()) or _is_address(text):
         return text, None
-    return head, int(tail)
+    return head, int(tail.lstrip("0")[:6] or 0)  # six digits are out of range, too
 
 
 def _is_address(text: str) -> bool:

@@ -14,6 +14,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+MAX_ACTIONS = 200
+MAX_PARENTHESES = 50
+"""More would be too deep to be read."""
 FIELDS = ("Zone", "Name", "Class", "Type", "Match", "Group", "Remote", "Message", "Question")
 _ACTION = re.compile(r"\{\{(-\s)?(.*?)(\s-)?\}\}", re.DOTALL)
 _TOKEN = re.compile(
@@ -193,6 +196,8 @@ def compile_template(text: str) -> Template:
     if "{{" in rest:
         raise ValueError("'{{' is never closed")
     parts.append(("text", rest))
+    if len(parts) > 2 * MAX_ACTIONS:
+        raise ValueError(f"more than {MAX_ACTIONS} actions")
     nodes, left, _ = _nodes(parts, 0, inside=False)
     if left != len(parts):
         raise ValueError("'end' or 'else' without 'if'")
@@ -257,6 +262,8 @@ def _expression(text: str) -> Evaluate:
         kind = match.lastgroup or ""
         words.append(_Word(kind, match[kind]))
         at = match.end()
+    if sum(word == _Word("sign", "(") for word in words) > MAX_PARENTHESES:
+        raise ValueError(f"more than {MAX_PARENTHESES} parentheses")
     result, at = _pipeline(words, 0)
     if at != len(words):
         raise ValueError(f"'{words[at].text}' cannot stand here")

@@ -679,6 +679,15 @@ def test_a_mistake_in_an_option(case: str) -> None:
         ("a.test A.TEST. {\n whoami\n}\n", ["Corefile:1: 'a.test.:53' is listed twice; remove one of them"]),
         ("a..test {\n whoami\n}\n", ["Corefile:1: 'a..test' is no zone: label '' has 0 bytes; 1 to 63 are allowed; write a domain name or a CIDR"]),
         (".:53 {\n whoami\n}\nlog\n", ["Corefile:4: the server block 'log' has no plugins; add at least one, or remove the block"]),
+        (".:" + "9" * 5000 + " {\n whoami\n}\n", ["Corefile:1: port 999999 is out of range; write 1 to 65535"]),
+        (
+            ".:53 {\n errors\n" + " a {\n" * 3000 + "}\n" * 3000 + " erors\n}\n",
+            [
+                "Corefile:3: 'a' is no plugin; known are " + ", ".join(sorted(corefile.PLUGINS)),
+                "Corefile:52: more than 50 braces within one another; close those before",
+                "Corefile:6003: 'erors' is no plugin; did you mean 'errors'?",
+            ],
+        ),
         ("(x) {\n errors\n}\n(x) {\n errors\n}\n. {\n whoami\n}", ["Corefile:4: snippet '(x)' is defined twice; give one of them another name"]),
         (
             ".:53 {\n kubernetes cluster.local\n autopath @kubernetes\n}\n",

@@ -167,6 +167,8 @@ def test_templates(template: str, expected: str) -> None:
         ("{{ .Name .Type }}", "'.Type' cannot stand here"),
         ("{{ $x := 1 }}", "is not supported"),
         ("{{ .Name | .Type }}", "only a function can follow"),
+        ("{{ " + "(" * 3000 + ".Name" + ")" * 3000 + " }}", "more than 50 parentheses"),
+        ("{{ if .Name }}" * 2000 + "x" + "{{ end }}" * 2000, "more than 200 actions"),
     ],
 )
 def test_broken_templates(template: str, problem: str) -> None:
