@@ -224,7 +224,7 @@ def _read_key(word: Token) -> list[Key]:
 
 def _check_keys(blocks: list[ServerBlock], written: tuple[Block, ...], problems: list[CorefileProblem]) -> None:
     """No two blocks answer for the same zone on the same port and address."""
-    owner: dict[tuple[Key, str], ServerBlock] = {}
+    owners: dict[Key, list[ServerBlock]] = {}
     for block, words in zip(blocks, written, strict=True):
         seen: set[Key] = set()
         for word in words.keys:
@@ -235,19 +235,20 @@ def _check_keys(blocks: list[ServerBlock], written: tuple[Block, ...], problems:
                     problems.append(CorefileProblem(word.file, word.line, f"'{label}' is listed twice", remedy))
                     continue
                 seen.add(key)
-                other = next((b for (k, a), b in owner.items() if k == key and _overlap(a, block.bind)), None)
+                other = next((b for b in owners.get(key, ()) if _overlap(b.bind, block.bind)), None)
                 if other is not None:
                     text = f"'{label}' is already served by the block of line {other.line}"
                     problems.append(CorefileProblem(word.file, word.line, text, "merge the blocks, or bind them apart"))
                     continue
-                owner.update({(key, address): block for address in block.bind or ("",)})
+                owners.setdefault(key, []).append(block)
 
 
-def _overlap(address: str, bind: tuple[str, ...]) -> bool:
-    wildcards = {"", "0.0.0.0", "::"}
-    if address in wildcards or not bind or wildcards & set(bind):
+def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether two blocks' `bind` have an address in common; none at all is every address."""
+    wildcards = {"0.0.0.0", "::"}
+    if not one or not other or wildcards & {*one, *other}:
         return True
-    return address in bind
+    return bool(set(one) & set(other))
 
 
 def _check_together(block: ServerBlock, seen: Mapping[str, Token], problems: list[CorefileProblem]) -> None:
