@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import structlog
@@ -26,6 +27,9 @@ HEADERS = {"X-Content-Type-Options": "nosniff"}
 _EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _NO_SUCH_FAMILY = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """What binding to `::` gives where IPv6 is disabled."""
+
+_IMPATIENT: dict[str, Any] = {"lingering_time": 0.0, "shutdown_timeout": 0.5}
+"""A client that never ends its request must not hold up a server's end, which the reconciler waits for."""
 
 _log = structlog.get_logger()
 
@@ -140,7 +144,7 @@ class ServiceHealthServers:
             if service not in self._listeners:
                 app = web.Application()
                 app.router.add_route("*", "/{any:.*}", self._handler(service))
-                runner = web.AppRunner(app, access_log=None, handle_signals=False)
+                runner = web.AppRunner(app, access_log=None, handle_signals=False, **_IMPATIENT)
                 await runner.setup()
                 self._listeners[service] = _Listener(port, where, runner, dict.fromkeys(where, ""))
             if self._listeners[service].refused:

@@ -205,6 +205,18 @@ def test_health_checks_listen_on_vips_where_nothing_restricts_them(setting: Node
     assert listening_addresses(setting, ("10.0.0.5", "fd00::5")) == tuple(expected.split())
 
 
+async def test_a_client_that_never_ends_its_request_does_not_hold_up_the_end() -> None:
+    servers = ServiceHealthServers(lambda: True, lambda *_: None)
+    port = free_port()
+    await servers.reconcile({WEB: port}, ["127.0.0.1"])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nand then")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 503")
+    async with asyncio.timeout(5):
+        await servers.reconcile({}, [])
+    writer.close()
+
+
 async def test_a_port_in_use_is_reported_and_bound_once_it_is_free() -> None:
     failures: list[tuple[ObjectKey, str]] = []
     servers = ServiceHealthServers(lambda: True, lambda service, text: failures.append((service, text)))
