@@ -28,7 +28,7 @@ _LOG = structlog.get_logger()
 _ERROR_BODY_BYTES = 64 * 1024
 _NO_OUTAGE = frozenset({Reason.UNSUPPORTED, Reason.UNSELECTABLE, Reason.EXPIRED, Reason.AHEAD})
 """The server is well and answers the next request."""
-_TURN_S = 0.0002
+_TURN_S = 0.0005
 """Objects are taken in for so long, then sockets get their turn: DNS answers do not wait for a relist."""
 
 
@@ -126,7 +126,8 @@ class Reflector:
             store.note_alive(resource)
             # Our own work is no silence of the server's.
             deadline.reschedule(None)
-            await give_way()
+            if not session.listing:  # the parts of a list come by the thousand, and take their turns below
+                await give_way()
             await self._apply(session.data(chunk, self._clock()), store, session)
             if session.over is not None:
                 return session.over
