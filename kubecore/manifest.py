@@ -142,6 +142,12 @@ def parse_documents(text: str | bytes, filename: str) -> list[Document]:
     return [d for d in documents if d.data is not None]
 
 
+_half_character = re.compile(
+    r"(?i)\\ud[89ab][0-9a-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][0-9a-f]{2})\\ud[c-f][0-9a-f]{2}"
+).search
+"""An escaped surrogate without its other half; or a backslash that is escaped itself, and then no surrogate."""
+
+
 def _json_document(text: str, filename: str) -> Iterator[Document]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         mapping = dict(pairs)
@@ -153,7 +159,14 @@ def _json_document(text: str, filename: str) -> Iterator[Document]:
         return mapping
 
     try:
-        yield Document(json.loads(text, object_pairs_hook=unique), filename, text)
+        data = json.loads(text, object_pairs_hook=unique)
+        if _half_character(text):
+            json.dumps(data, ensure_ascii=False).encode()
+        yield Document(data, filename, text)
+    except UnicodeEncodeError as error:
+        found = _half_character(text)
+        line = text.count("\n", 0, found.start()) + 1 if found else 0
+        raise ManifestError(filename, line, "not JSON: half a character, one surrogate of a pair") from error
     except json.JSONDecodeError as error:
         raise ManifestError(filename, error.lineno, f"not JSON: {error.msg}") from error
     except RecursionError as error:

@@ -115,12 +115,19 @@ def test_json_errors() -> None:
         ('{\n "a": 1,\n "b"}', "f.json:3: not JSON: Expecting ':' delimiter"),
         ('{"a": 1, "a": 2}', "f.json:1: a: the key 'a' is given twice; keep one of them"),
         ('{"b": [\n{"a": 1,\n"a": 2}]}', "f.json:3: b[0].a: the key 'a' is given twice; keep one of them"),
+        ('{"a": "\\ud83d\\ude00",\n"b": "x\\uD800"}', "f.json:2: not JSON: half a character, one surrogate of a pair"),
+        ('{"\\udc00": 1}', "f.json:1: not JSON: half a character, one surrogate of a pair"),
         ('{"a": ' + "9" * 5000 + "}", "f.json: a number is too long; put it in quotes if it is a text"),
         ("a: 1", "f.json:1: not JSON: Expecting value"),
     ]:
         with pytest.raises(ManifestError) as caught:
             parse_documents(text, "f.json")
         assert str(caught.value) == sentence
+
+
+def test_escapes_in_json_that_are_no_half_characters() -> None:
+    (document,) = parse_documents('{"a": "\\ud83d\\ude00", "b": "\\\\ud800"}', "f.json")
+    assert document.data == {"a": "\U0001f600", "b": "\\ud800"}
 
 
 def test_bombs_are_refused() -> None:
