@@ -113,6 +113,7 @@ class _Connection(asyncio.BufferedProtocol):
         was_empty = not self._unread
         self._unread += bytes(self._listener.read_buffer[:nbytes])
         self._serve(fresh=was_empty)
+        self._close_if_done()
 
     def eof_received(self) -> bool:
         self._ended = True
@@ -149,8 +150,8 @@ class _Connection(asyncio.BufferedProtocol):
         while len(data) - at >= 2 and not self._write_blocked and self._in_flight < listener.limits.in_flight:
             size = data[at] << 8 | data[at + 1]
             if size < _HEADER_BYTES:
-                self.abort()  # not DNS
-                return
+                data, self._ended = data[:at], True  # not DNS; what was asked before is answered
+                break
             if len(data) - at < 2 + size or frames == _FRAMES_A_TURN:
                 break
             message = data[at + 2 : at + 2 + size]
@@ -218,6 +219,7 @@ class _Connection(asyncio.BufferedProtocol):
             or self._turn is not None
             or self._in_flight >= self._listener.limits.in_flight
             or self._listener.draining
+            or self._ended
         )
         if wanted == self._reading:
             return

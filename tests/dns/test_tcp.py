@@ -164,6 +164,15 @@ async def test_what_is_no_message_closes_the_connection() -> None:
         assert await client.receive() is None
 
 
+async def test_what_was_asked_before_it_is_answered() -> None:
+    async with listening() as server:
+        client = await server.client()
+        client.send(pad(b"00slow-20-"), pad(b"11hot"), b"short", pad(b"22hot"))
+        got = [await client.receive() for _ in range(3)]
+        assert [reply and reply[:2] for reply in got] == [b"11", b"00", None]
+        assert server.hot.answered == 1
+
+
 async def test_whole_large_replies() -> None:
     async with listening() as server:
         client = await server.client()
