@@ -55,6 +55,8 @@ class ProxyHealth:
     node_deleting: bool = False
     node_taints: tuple[str, ...] = ()
     degraded: dict[str, str] = field(default_factory=dict)
+    unplanned: dict[str, str] = field(default_factory=dict)
+    """Services that cannot be planned at all, until they change: trying again helps nothing."""
 
     def serve(self, families: tuple[Family, ...], now_s: float) -> None:
         """Name the families this node has; each starts in step."""
@@ -93,5 +95,5 @@ class ProxyHealth:
             node_eligible=self.node_eligible,
             updated_s=behind,
             families=families,
-            degraded=dict(self.degraded),
+            degraded={**self.degraded, **self.unplanned},
         )

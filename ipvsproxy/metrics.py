@@ -123,11 +123,12 @@ class ProxyMetrics:
             for policy in ("internal", "external"):
                 self.no_local_endpoints.labels(label, policy)
 
-    def synced(self, seconds: float, now_s: float) -> None:
-        """One pass is in the kernel. Families are programmed together, so each gets the same figures."""
+    def synced(self, seconds: float, now_s: float, *, done: bool) -> None:
+        """One pass is over, and in the kernel if `done`. Families are programmed together, so each gets the same."""
         for label in self._families:
             self.sync_duration.labels(label).observe(seconds)
-            self.last_sync.labels(label).set(now_s)
+            if done:
+                self.last_sync.labels(label).set(now_s)
 
     def queued(self, now_s: float, services: int, slices: int) -> None:
         """So many changes of Services and of EndpointSlices arrived; they are pending until `in_step`."""

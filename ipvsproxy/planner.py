@@ -132,7 +132,11 @@ class Planner:
     def update(self, state: ClusterState, services: Iterable[ObjectKey]) -> Delta:
         """Plan `services` anew from `state`; returns what may differ now, the most important first."""
         delta, self._unsaid = self._unsaid, Delta({}, {}, {}, {})
-        self._update(state, in_order(state, services), delta)
+        try:
+            self._update(state, in_order(state, services), delta)
+        except Exception:
+            self._unsaid = delta  # what is planned already: the next delta tells it
+            raise
         taken = frozenset(ip for ip in self._site.own if ip in self._cluster_ips)
         if taken != self._site.taken:
             self._move(state, Site(self._site.node, self._config, self._schedulers, taken), delta)

@@ -83,12 +83,15 @@ class Programming:
 
     def _plan(self, services: list[ObjectKey]) -> Iterable[Delta]:
         """Plan together; should planning fail for one Service, plan each alone so that the others are served."""
+        unplanned = self._around.health.unplanned
+        for key in services if unplanned else ():
+            unplanned.pop(str(key), None)
         try:
             return [self._planner.update(self._store.state, services)]
         except Exception as error:
             if len(services) == 1:
                 _log.exception(log.PLAN_FAILED, service=str(services[0]))
-                self._around.health.degraded[str(services[0])] = f"cannot be planned: {error}"
+                self._around.health.unplanned[str(services[0])] = f"cannot be planned: {error}"
                 return []
             return [delta for service in services for delta in self._plan([service])]
 

@@ -382,8 +382,8 @@ class Reconciler:
         self._standing.conclude(failures, self._programming.blame)
         if seconds is None:
             return
-        self._around.metrics.synced(seconds, self._clock.time())
-        if not failures and not self._pending:
+        self._around.metrics.synced(seconds, self._clock.time(), done=not failures)
+        if self._standing.retry_at_s is None and not self._pending:
             self._around.metrics.in_step()
             self.in_step.set()
 

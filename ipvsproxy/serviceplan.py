@@ -371,7 +371,11 @@ class _Planning:
 
     def _health_check(self, *, external_local: bool) -> HealthCheck | None:
         service = self.service
-        if service.type is not ServiceType.LOAD_BALANCER or not external_local or not service.health_check_node_port:
+        if service.type is not ServiceType.LOAD_BALANCER or not external_local:
+            return None
+        if not service.health_check_node_port:
+            message = "externalTrafficPolicy is Local and healthCheckNodePort is 0: no load balancer can ask this node"
+            self.problems.append(Problem(service.key, "NoHealthCheckNodePort", message))
             return None
         self.shared[sets.health_port(service.health_check_node_port)] = None
         # A pod of two families has an address of each: the families are counted apart.

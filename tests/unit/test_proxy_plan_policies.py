@@ -14,7 +14,7 @@ from kubecore.model import (
     TrafficPolicy,
 )
 from tests.builders import endpoint_slice, service
-from tests.proxy import elements, expect, planned, real_servers, shown, view
+from tests.proxy import elements, expect, planned, real_servers, reasons, shown, view
 
 LOCAL = TrafficPolicy.LOCAL
 WEB = "-t 10.96.0.1:80"
@@ -293,3 +293,10 @@ def test_health_check_counts_a_pod_once_over_ports_and_families() -> None:
 def test_no_health_check_server_for_others(fields: dict[str, object]) -> None:
     web = service("web", "10.96.0.1", health_check_node_port=31000, **fields)  # type: ignore[arg-type]
     assert planned(web).health_check(web.key) is None
+
+
+def test_a_load_balancer_that_can_ask_no_node_is_reported() -> None:
+    web = service("web", "10.96.0.1", type=ServiceType.LOAD_BALANCER, external_policy=LOCAL)
+    plan = planned(web)
+    assert plan.health_check(web.key) is None
+    assert reasons(plan) == [("default/web", "NoHealthCheckNodePort")]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 
 import pytest
 
+from ipvsproxy import planner, serviceplan
 from ipvsproxy.dataplane import (
     AddRealServer,
     AddVip,
@@ -505,3 +507,50 @@ async def test_a_health_check_port_that_was_taken_is_tried_again() -> None:
             await it.advance(31.0)
             assert servers.ports == {balancer.key: port}
             assert not servers.incomplete
+
+
+async def test_a_service_that_cannot_be_planned_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its neighbours of the same portion are served, and it is named until it can be planned."""
+    plan = serviceplan.plan
+
+    def broken(service: Service, *others: Any) -> Any:
+        if service.name == "b":
+            raise ValueError("boom")
+        return plan(service, *others)
+
+    async with world(service("z", "10.96.0.99")) as it:
+        with monkeypatch.context() as patch:
+            patch.setattr(planner, "plan", broken)
+            it.put(*(service(name, f"10.96.0.{i}") for i, name in enumerate("abc", 1)))
+            await _rounds()
+            assert {k.address for k in it.fake.virtual_servers} == {"10.96.0.99", "10.96.0.1", "10.96.0.3"}
+            assert it.health.check(0.0).degraded == {"default/b": "cannot be planned: boom"}
+        it.put(service("b", "10.96.0.4"))
+        await it.settle()
+        assert it.health.check(0.0).degraded == {}
+        assert len(it.fake.virtual_servers) == 4
+
+
+async def test_a_pass_that_failed_is_none_that_was_done() -> None:
+    """The alert on changes that are not applied rests on it."""
+    async with world(*web()) as it:
+
+        def shown(name: str, **labels: str) -> float:
+            value = it.registry.get_sample_value(f"kubeproxy_sync_proxy_rules_{name}", labels)
+            assert value is not None
+            return value
+
+        done_s = shown("last_timestamp_seconds", ip_family="IPv4")
+        it.fake.fail = lambda op: errno.EIO if isinstance(op, ChangeElements) else 0
+        it.clock.ahead_s += 1000
+        it.put(service("late", "10.96.0.7"))
+        await _rounds()
+        assert shown("last_timestamp_seconds", ip_family="IPv4") == done_s
+        it.put(*web("10.244.0.3"))
+        await _rounds()
+        assert not it.reconciler.in_step.is_set()
+        assert shown("service_changes_pending") > 0
+        it.fake.fail = lambda _: 0
+        await it.advance(60)
+        assert shown("last_timestamp_seconds", ip_family="IPv4") > done_s + 900
+        assert shown("service_changes_pending") == 0
