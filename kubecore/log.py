@@ -104,6 +104,7 @@ OPS_LISTENER_REFUSED = "kubecore.ops_listener.refused"
 SYSCTL_WRITTEN = "ipvsproxy.sysctl.written"
 SYSCTL_NOT_OURS = "ipvsproxy.sysctl.left_alone"
 IPVS_TIMEOUTS_SET = "ipvsproxy.ipvs_timeouts.set"
+IPVS_TIMEOUTS_REFUSED = "ipvsproxy.ipvs_timeouts.refused"
 
 # -- ipvsproxy: reconciler, health
 RECONCILE_STARTED = "ipvsproxy.reconciler.started"

@@ -100,12 +100,9 @@ async def prepare(config: Config, findings: Findings, root: Path = Path("/proc/s
         *sysctl.conntrack_settings(config.conntrack, cores),
     ):
         sysctl.write(setting, root)
-    wanted = wanted_timeouts(config)
     ipvs = await open_ipvs()
     try:
-        if await ipvs.timeouts() != wanted:
-            await ipvs.set_timeouts(wanted)
-            _log.info(log.IPVS_TIMEOUTS_SET, **wanted._asdict())
+        await set_timeouts(ipvs, wanted_timeouts(config))
     finally:
         ipvs.close()
     host = Host()
@@ -115,6 +112,18 @@ async def prepare(config: Config, findings: Findings, root: Path = Path("/proc/s
             sysctl.write(setting, root)
     finally:
         host.close()
+
+
+async def set_timeouts(ipvs: Ipvs, wanted: Timeouts) -> None:
+    """Set the timeouts if they differ. Those that the kernel refuses are no reason not to serve: what it has, stays."""
+    if await ipvs.timeouts() == wanted:
+        return
+    try:
+        await ipvs.set_timeouts(wanted)
+    except DataplaneError as error:
+        _log.error(log.IPVS_TIMEOUTS_REFUSED, reason=error.detail, **wanted._asdict())
+    else:
+        _log.info(log.IPVS_TIMEOUTS_SET, **wanted._asdict())
 
 
 def wanted_timeouts(config: Config) -> Timeouts:

@@ -50,6 +50,14 @@ def test_settings_and_schedulers(net: Net) -> None:
     assert "900 120 300" in node.run("ipvsadm -l --timeout").stdout
 
 
+def test_timeouts_that_the_kernel_refuses_are_no_reason_not_to_serve(net: Net) -> None:
+    """Beyond 2**31 jiffies, whose length is the kernel's own."""
+    node = net.host("node")
+    node.call(guest_prepare, {"tcp_timeout_s": 2**31 - 1})
+    assert "900 120 300" in node.run("ipvsadm -l --timeout").stdout
+    node.run("ip link show kube-ipvs0")
+
+
 def test_probing_leaves_the_virtual_servers_of_others(net: Net) -> None:
     node = net.host("node")
     theirs = ["-A -t 198.51.100.0:20000 -s lc"]
