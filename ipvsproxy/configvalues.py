@@ -120,7 +120,9 @@ def whole_seconds(value: Any) -> int:
     """A duration cut to whole seconds, as the kernel takes them; less than one becomes one, not "leave it"."""
     seconds = duration_s(value)
     if seconds > MAX_KERNEL_TIMEOUT_S:
-        raise BadValue(f"{value!r} is longer than a timeout of the kernel can be", "write at most 5965h")
+        raise BadValue(
+            f"{value!r} is longer than a timeout of the kernel can be", f"write at most {MAX_KERNEL_TIMEOUT_S // 3600}h"
+        )
     return max(1, int(seconds)) if seconds else 0
 
 

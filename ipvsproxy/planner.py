@@ -110,7 +110,7 @@ class Planner:
         problems = list(own.problems)
         for entry in own.entries:
             holder = self._claims.holder(entry.server.key)
-            if holder is not service and holder != service:
+            if holder != service:
                 message = f"{entry.server.key} belongs to Service {holder}, which comes first: not served for this one"
                 problems.append(Problem(service, "AddressTaken", message))
         return problems

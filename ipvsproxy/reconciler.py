@@ -26,7 +26,7 @@ from ipvsproxy.dataplane import (
     HostNetwork,
     Interrupted,
 )
-from ipvsproxy.model import ActualVirtualServer, Scheduler, VirtualServerKey
+from ipvsproxy.model import ActualVirtualServer, Element, Scheduler, VirtualServerKey
 from ipvsproxy.nodeview import NodeView, node_view
 from ipvsproxy.pending import Pending
 from ipvsproxy.picture import Picture
@@ -211,15 +211,16 @@ class Reconciler:
     # -- start
 
     async def _prepare(self) -> None:
-        """Make our table, while the lists are still on their way: running nft takes as long as a thousand Services.
-
-        What is in a table of ours stays in it; in a new one there is what depends on the node alone.
-        """
+        """Make our table, while the lists are still on their way: running nft takes as long as a thousand Services."""
         self._host = await self._dataplane.read_host()
-        elements = await self._dataplane.dump_elements()
+        await self._make_table(await self._dataplane.dump_elements())
+
+    async def _make_table(self, elements: set[Element] | None) -> set[Element]:
+        """Load our table with these elements, a new one (None) with what depends on the node alone; those in it now."""
         if elements is None:
             elements = set(Planner(self._config, self._view(), self._schedulers).desired.elements)
         await self._dataplane.load_table(nftables.load(self._config, elements))
+        return elements
 
     async def _start(self) -> None:
         dataplane = self._dataplane
@@ -228,6 +229,8 @@ class Reconciler:
         servers = await self._patiently(dataplane.dump_virtual_servers)
         vips = await dataplane.dump_vips()
         elements = await dataplane.dump_elements()
+        if elements is None:  # somebody deleted the table since it was made
+            elements = await self._make_table(None)
         self._legacy = await dataplane.dump_device_addresses()
         own = {a.address for a in self._host.addresses}
         # Even when our table is there already: a takeover may have been cut short. Its last step is to release the
@@ -235,10 +238,7 @@ class Reconciler:
         adopted = left_by_kube_proxy(servers, self._legacy, own, self._config.ipvs.exclude_cidrs)
         self._store.take_changes()  # everything is planned below
         self._telling.queued()
-        self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements or ()))
-        lost = elements is None  # somebody deleted the table since it was made
-        if elements is None:
-            elements = set(self._planner.desired.elements)
+        self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements))
         self._programming = Programming(
             store=self._store,
             dataplane=dataplane,
@@ -249,10 +249,7 @@ class Reconciler:
             planner=self._planner,
             picture=Picture(servers, vips, elements, adopted),
         )
-        load_table = self._programming.load_table
-        self._auditing = Audit(dataplane, self._programming.applier, self._planner, load_table)
-        if lost:
-            await load_table()
+        self._auditing = Audit(dataplane, self._programming.applier, self._planner, self._programming.load_table)
         state = self._store.state
         # The API server and DNS come first and alone: a node without them cannot even start its pods.
         services = in_order(state, state.services)

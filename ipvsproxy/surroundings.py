@@ -115,13 +115,9 @@ class Telling:
             else:
                 self._problems.pop(key, None)
             plan = planner.plans.get(key)
-            if plan is not None and (plan.no_local_internal or plan.no_local_external):
-                lacking = {"internal": plan.no_local_internal, "external": plan.no_local_external}
-                for (policy, family), held in self._no_local.items():
-                    (held.add if family in lacking[policy] else held.discard)(key)
-            else:
-                for held in self._no_local.values():
-                    held.discard(key)
+            lacking = {"internal": plan.no_local_internal, "external": plan.no_local_external} if plan else {}
+            for (policy, family), held in self._no_local.items():
+                (held.add if family in lacking.get(policy, ()) else held.discard)(key)
             wanted = planner.health_check(key)
             running = self._around.health_servers.ports.get(key)
             if wanted is not None:

@@ -279,7 +279,7 @@ class FakeDataPlane:
     def _put_real_server(
         self, server: VirtualServerKey, key: RealServerKey, config: RealServerConfig, *, new: bool
     ) -> int:
-        if not _is_address(key.address) or not 0 <= key.port < 1 << 16:
+        if not _is_place(key):
             return errno.EINVAL
         if server not in self.virtual_servers:
             return errno.ESRCH
@@ -360,7 +360,11 @@ def _encodable(op: Op) -> bool:
     """Whether all of it can be put in messages; if not, none is sent."""
     if not isinstance(op, AddVirtualServer):
         return True
-    return all(_is_address(real.address) and 0 <= real.port < 1 << 16 for real in op.real_servers)
+    return all(map(_is_place, op.real_servers))
+
+
+def _is_place(key: RealServerKey) -> bool:
+    return _is_address(key.address) and 0 <= key.port < 1 << 16
 
 
 def _expressible(key: VirtualServerKey) -> bool:

@@ -26,6 +26,7 @@ from ipvsproxy.kernel.rtnetlink import VipRoute
 from ipvsproxy.kernel.setelements import SetElements
 from ipvsproxy.model import Element, RealServerConfig, RealServerKey, VirtualServerConfig, VirtualServerKey
 from kubecore.model import Protocol
+from tests.bench.proxy_floor import touch_memory
 from tests.lab.kernel.lab import Lab
 
 ENDPOINTS = 10
@@ -48,11 +49,6 @@ def ipvs_ops(services: int) -> list[AddVirtualServer]:
 def elements(services: int) -> tuple[Element, ...]:
     keys = virtual_servers(services)
     return (*(sets.service(k, sets.Kind.CLUSTER_IP) for k in keys), *(sets.vip(4, k.address) for k in keys))
-
-
-def touch_memory() -> None:
-    """Have the host give the guest its memory now: user-mode Linux gets each page when it is first written."""
-    bytearray(b"\1" * (512 << 20))
 
 
 class Stopwatch:
