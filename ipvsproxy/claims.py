@@ -41,6 +41,11 @@ class Claims:
         self._held: dict[VirtualServerKey, Claim] = {}
         self._waiting: dict[VirtualServerKey, dict[ObjectKey, Claim]] = {}
 
+    @property
+    def contested(self) -> bool:
+        """Whether anything is claimed more than once."""
+        return bool(self._waiting)
+
     def holder(self, key: VirtualServerKey) -> ObjectKey | None:
         """The Service that holds `key`."""
         held = self._held.get(key)

@@ -36,6 +36,8 @@ class Scheduler(Enum):
     OTHER = "?"
     """Read back only: a scheduler we never set (a foreign virtual server's)."""
 
+    __hash__ = object.__hash__  # as Protocol's
+
 
 class ForwardMethod(Enum):
     """How IPVS forwards to a real server; the value is IP_VS_CONN_F_FWD_MASK's."""
@@ -45,6 +47,8 @@ class ForwardMethod(Enum):
     TUNNEL = 2
     DIRECT_ROUTE = 3
     BYPASS = 4
+
+    __hash__ = object.__hash__  # as Protocol's
 
 
 class ServiceFlag(IntFlag):

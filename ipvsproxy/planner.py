@@ -83,6 +83,8 @@ class Planner:
         self._counted_ips: Counted[str] = Counted(self._cluster_ips)
         self._unsaid = Delta({}, {}, {}, {})
         """What no delta has told yet: the node's own elements."""
+        self.failures: dict[ObjectKey, Exception] = {}
+        """Services that planning failed for when last tried, by a mistake of ours; what was planned before holds."""
         for element in self._site.elements:
             self._want_element(element, self._unsaid)
 
@@ -108,7 +110,7 @@ class Planner:
         if own is None:
             return []
         problems = list(own.problems)
-        for entry in own.entries:
+        for entry in own.entries if self._claims.contested else ():
             holder = self._claims.holder(entry.server.key)
             if holder != service:
                 message = f"{entry.server.key} belongs to Service {holder}, which comes first: not served for this one"
@@ -127,16 +129,34 @@ class Planner:
             return identity.service if identity else None
         return self._claims.holder(server)
 
+    @property
+    def node_elements(self) -> tuple[Element, ...]:
+        """Set elements that depend on the node alone."""
+        return self._site.elements
+
+    def asked_by(self, services: Iterable[ObjectKey]) -> Delta:
+        """All that these Services ask for, and the node's own elements: what to program of plans made before."""
+        delta = Delta({}, {}, {}, dict.fromkeys(self._site.elements))
+        for key in services:
+            own = self._plans.get(key)
+            if own is None:
+                continue
+            delta.services[key] = None
+            delta.vips.update(dict.fromkeys(own.vips))
+            delta.elements.update(dict.fromkeys(own.elements))
+            for entry in own.entries:
+                delta.virtual_servers[entry.server.key] = None
+                delta.elements.update(dict.fromkeys(entry.elements))
+            for server in own.marked:
+                delta.virtual_servers[server.key] = None
+        return delta
+
     # -- writing
 
     def update(self, state: ClusterState, services: Iterable[ObjectKey]) -> Delta:
         """Plan `services` anew from `state`; returns what may differ now, the most important first."""
         delta, self._unsaid = self._unsaid, Delta({}, {}, {}, {})
-        try:
-            self._update(state, in_order(state, services), delta)
-        except Exception:
-            self._unsaid = delta  # what is planned already: the next delta tells it
-            raise
+        self._update(state, in_order(state, services), delta)
         taken = frozenset(ip for ip in self._site.own if ip in self._cluster_ips)
         if taken != self._site.taken:
             self._move(state, Site(self._site.node, self._config, self._schedulers, taken), delta)
@@ -172,7 +192,13 @@ class Planner:
     def _update(self, state: ClusterState, services: Iterable[ObjectKey], delta: Delta) -> None:
         for key in services:
             service = state.services.get(key)
-            new = None if service is None else plan(service, state.slices_of(key), self._site, self._marks)
+            try:
+                new = None if service is None else plan(service, state.slices_of(key), self._site, self._marks)
+            except Exception as error:  # the others are to be served nevertheless
+                self.failures[key] = error
+                continue
+            if self.failures:
+                self.failures.pop(key, None)
             old = self._plans.get(key)
             if new != old:
                 self._replace(key, old, new, delta)

@@ -1,4 +1,4 @@
-"""Carries plans to the kernel: plan, diff, apply, drain, and repair what is found to differ.
+"""Carries plans to the kernel: diff, apply, drain, and repair what is found to differ.
 
 Knows: a Service's way from its plan to the kernel, and who has to be told on it. Must not know: when (the reconciler),
 what failures mean for the node (standing), order (diff), preconditions (picture).
@@ -19,11 +19,10 @@ from ipvsproxy.diff import diff, without
 from ipvsproxy.draining import Draining, leaving
 from ipvsproxy.model import Delta, VirtualServerKey
 from ipvsproxy.picture import Picture
-from ipvsproxy.planner import Planner
+from ipvsproxy.planning import Planning
 from ipvsproxy.surroundings import Clock, Surroundings, Telling
 from kubecore import log
 from kubecore.model import ObjectKey
-from kubecore.store import Store
 
 _log = structlog.get_logger()
 
@@ -32,35 +31,33 @@ class Programming:
     """What is wanted, what is known to be there, and the way from one to the other.
 
     Args:
-        store: the cluster.
+        planning: plans, and knows what is wanted.
         dataplane: the kernel.
         config: settings.
         around: metrics and health.
         telling: tells the rest of the world.
         clock: the `time` module, or a test's.
-        planner: what is wanted.
         picture: what was found in the kernel.
     """
 
     def __init__(
         self,
         *,
-        store: Store,
+        planning: Planning,
         dataplane: DataPlane,
         config: Config,
         around: Surroundings,
         telling: Telling,
         clock: Clock,
-        planner: Planner,
         picture: Picture,
     ) -> None:
-        self._store = store
+        self._planning = planning
+        self._planner = planning.planner
         self._dataplane = dataplane
         self._config = config
         self._around = around
         self._telling = telling
         self._clock = clock
-        self._planner = planner
         self.applier = Applier(dataplane, picture, self._count)
         self.draining = Draining(config.additions.drain_grace_s, config.additions.drain_poll_s)
 
@@ -71,29 +68,20 @@ class Programming:
 
     async def program(self, services: list[ObjectKey]) -> list[DataplaneError]:
         """Plan, diff and apply some Services; returns what failed."""
-        if not services:
-            return []
+        return await self._apply([self._planning.update(services)], services)
+
+    async def program_listed(self, services: list[ObjectKey]) -> list[DataplaneError]:
+        """The same at start, when most of them have been planned already."""
+        return await self._apply(self._planning.complete(services), services)
+
+    async def _apply(self, deltas: Iterable[Delta], services: list[ObjectKey]) -> list[DataplaneError]:
         failures: list[DataplaneError] = []
-        for delta in self._plan(services):
+        for delta in deltas:
             failures += await self.apply_delta(delta)
         self._telling.programmed(services)
         # A long list must not hold the loop: probes and the watch go on in between.
         await asyncio.sleep(0)
         return failures
-
-    def _plan(self, services: list[ObjectKey]) -> Iterable[Delta]:
-        """Plan together; should planning fail for one Service, plan each alone so that the others are served."""
-        unplanned = self._around.health.unplanned
-        for key in services if unplanned else ():
-            unplanned.pop(str(key), None)
-        try:
-            return [self._planner.update(self._store.state, services)]
-        except Exception as error:
-            if len(services) == 1:
-                _log.exception(log.PLAN_FAILED, service=str(services[0]))
-                self._around.health.unplanned[str(services[0])] = f"cannot be planned: {error}"
-                return []
-            return [delta for service in services for delta in self._plan([service])]
 
     async def apply_delta(self, delta: Delta) -> list[DataplaneError]:
         """Apply what differs of `delta`, and tell what changed with it."""

@@ -26,17 +26,18 @@ from ipvsproxy.dataplane import (
     HostNetwork,
     Interrupted,
 )
-from ipvsproxy.model import ActualVirtualServer, Element, Scheduler, VirtualServerKey
+from ipvsproxy.model import ActualVirtualServer, Scheduler, VirtualServerKey
 from ipvsproxy.nodeview import NodeView, node_view
 from ipvsproxy.pending import Pending
 from ipvsproxy.picture import Picture
 from ipvsproxy.planner import Planner, in_order, priority
+from ipvsproxy.planning import Planning
 from ipvsproxy.programming import Programming
 from ipvsproxy.standing import Standing
 from ipvsproxy.surroundings import Clock, Surroundings, Telling
 from ipvsproxy.takeover import left_by_kube_proxy
 from kubecore import log
-from kubecore.model import Family, Node, ObjectKey, Resource
+from kubecore.model import Family, Node, ObjectKey
 from kubecore.store import Store
 
 PORTION = 250
@@ -96,6 +97,7 @@ class Reconciler:
         self._counters_at_s = 0.0
         self._audit_cost_s = 0.0
         self._planner: Planner
+        self._planning: Planning
         self._programming: Programming
         self._auditing: Audit
         self.in_step = asyncio.Event()
@@ -138,7 +140,7 @@ class Reconciler:
     async def run(self) -> None:
         """Wait for both lists, adopt the kernel, then keep it in step until cancelled."""
         await self._standing.until_it_works(self._prepare)
-        await self._store.wait_listed(Resource.SERVICES, Resource.ENDPOINT_SLICES)
+        await self._planning.ahead()
         watcher = asyncio.create_task(self._watch_kernel())
         try:
             with _without_garbage_collection():
@@ -213,14 +215,12 @@ class Reconciler:
     async def _prepare(self) -> None:
         """Make our table, while the lists are still on their way: running nft takes as long as a thousand Services."""
         self._host = await self._dataplane.read_host()
-        await self._make_table(await self._dataplane.dump_elements())
-
-    async def _make_table(self, elements: set[Element] | None) -> set[Element]:
-        """Load our table with these elements, a new one (None) with what depends on the node alone; those in it now."""
-        if elements is None:
-            elements = set(Planner(self._config, self._view(), self._schedulers).desired.elements)
-        await self._dataplane.load_table(nftables.load(self._config, elements))
-        return elements
+        elements = await self._dataplane.dump_elements()
+        known_marks = nftables.mark_elements(elements or ())
+        planner = Planner(self._config, self._view(), self._schedulers, known_marks)
+        await self._dataplane.load_table(nftables.load(self._config, elements or planner.node_elements))
+        self._planning = Planning(self._store, planner, self._around.health.unplanned)
+        self._planner = planner
 
     async def _start(self) -> None:
         dataplane = self._dataplane
@@ -230,23 +230,23 @@ class Reconciler:
         vips = await dataplane.dump_vips()
         elements = await dataplane.dump_elements()
         if elements is None:  # somebody deleted the table since it was made
-            elements = await self._make_table(None)
+            elements = set(self._planner.node_elements)
+            await dataplane.load_table(nftables.load(self._config, elements))
         self._legacy = await dataplane.dump_device_addresses()
         own = {a.address for a in self._host.addresses}
         # Even when our table is there already: a takeover may have been cut short. Its last step is to release the
         # addresses, and without any of those there is nothing to adopt.
         adopted = left_by_kube_proxy(servers, self._legacy, own, self._config.ipvs.exclude_cidrs)
-        self._store.take_changes()  # everything is planned below
+        self._planning.note_changes()
+        self._planning.set_node(self._view())
         self._telling.queued()
-        self._planner = Planner(self._config, self._view(), self._schedulers, nftables.mark_elements(elements))
         self._programming = Programming(
-            store=self._store,
+            planning=self._planning,
             dataplane=dataplane,
             config=self._config,
             around=self._around,
             telling=self._telling,
             clock=self._clock,
-            planner=self._planner,
             picture=Picture(servers, vips, elements, adopted),
         )
         self._auditing = Audit(dataplane, self._programming.applier, self._planner, self._programming.load_table)
@@ -255,9 +255,9 @@ class Reconciler:
         services = in_order(state, state.services)
         urgent = [key for key in services if priority(state.services[key]) < 2]
         failures: list[DataplaneError] = []
-        failures += await self._programming.program(urgent)
+        failures += await self._programming.program_listed(urgent)
         for start in range(len(urgent), len(services), START_PORTION):
-            failures += await self._programming.program(services[start : start + START_PORTION])
+            failures += await self._programming.program_listed(services[start : start + START_PORTION])
         # Only now, with everything planned, is it known what is not wanted any more. The rest was compared above.
         failures += await self._programming.repair("start", None if failures else self._programming.unwanted())
         if self._legacy and not failures:
@@ -317,7 +317,7 @@ class Reconciler:
         if view == self._planner.node:
             return []
         _log.info(log.NODE_CHANGED, node=self._node_name, primary=view.primary, addresses=len(view.addresses))
-        failures = await self._programming.apply_delta(self._planner.set_node(self._store.state, view))
+        failures = await self._programming.apply_delta(self._planning.set_node(view))
         await self._telling.serve_health_checks(self._planner)
         return failures
 

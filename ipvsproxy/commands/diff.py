@@ -94,6 +94,8 @@ async def operations(config: Config, node_name: str, state: ClusterState) -> lis
     schedulers = listed_schedulers() or ALL_SCHEDULERS
     planner = Planner(config, view, schedulers, nftables.mark_elements(elements))
     planner.update(state, state.services)
+    for error in planner.failures.values():
+        raise error
     return [op for op in diff(planner.desired, picture) if not isinstance(op, CutFlows)]
 
 

@@ -88,9 +88,11 @@ def run(args: argparse.Namespace) -> int:
     for service in sorted(planner.plans):
         for problem in planner.problems(service):
             tell(f"warning: Service {problem.service}: {problem.reason}: {problem.message}")
+    for service, error in planner.failures.items():
+        tell(f"error: Service {service} cannot be planned, which is a mistake of this program: {error!r}")
     output = args.output or ("table" if sys.stdout.isatty() else "json")
     {"table": _print_table, "json": _print_json, "ipvsadm": _print_ipvsadm}[output](planner)
-    return 0
+    return 1 if planner.failures else 0
 
 
 def _addresses(given: Iterable[str]) -> list[InterfaceAddress]:

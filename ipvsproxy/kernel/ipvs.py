@@ -200,17 +200,16 @@ class Encoder:
         try:
             match op:
                 case AddVirtualServer(key, config, real_servers, real_server_config):
-                    return self._service(NEW_SERVICE, key, config, sequence) + self._dests(
-                        NEW_DEST, key, real_servers, real_server_config, sequence
-                    )
+                    dests = self._new_dests(key, real_servers, real_server_config, sequence)
+                    return self._service(NEW_SERVICE, key, config, sequence) + dests
                 case EditVirtualServer(key, config):
                     return self._service(SET_SERVICE, key, config, sequence)
                 case DeleteVirtualServer(key):
                     return self.command(DEL_SERVICE, nested(_CMD_SERVICE, pack_key(key)), sequence)
                 case AddRealServer(server, key, config):
-                    return self._dests(NEW_DEST, server, (key,), config, sequence)
+                    return self._dest(NEW_DEST, server, key, config, sequence)
                 case EditRealServer(server, key, config):
-                    return self._dests(SET_DEST, server, (key,), config, sequence)
+                    return self._dest(SET_DEST, server, key, config, sequence)
                 case DeleteRealServer(server, key):
                     dest = nested(_CMD_DEST, _pack_dest_key(key))
                     return self.command(DEL_DEST, nested(_CMD_SERVICE, pack_key(server)) + dest, sequence)
@@ -228,28 +227,42 @@ class Encoder:
         payload = nested(_CMD_SERVICE, pack_key(key) + pack_config(key.family, config))
         return self.command(command, payload, sequence)
 
-    def _dests(
+    def _dest(
         self,
         command: int,
+        server: VirtualServerKey,
+        key: RealServerKey,
+        config: RealServerConfig,
+        sequence: int,
+    ) -> bytes:
+        dest = nested(_CMD_DEST, _pack_dest_key(key) + _pack_dest_config(config))
+        return self.command(command, nested(_CMD_SERVICE, pack_key(server)) + dest, sequence)
+
+    def _new_dests(
+        self,
         server: VirtualServerKey,
         keys: Sequence[RealServerKey],
         config: RealServerConfig,
         sequence: int,
     ) -> bytes:
-        """A message for each real server, all of one configuration.
+        """A message for each real server.
 
         Real servers of a virtual server differ in their address alone as a rule, so that what comes before and after
         it is the same in all messages.
         """
         if not keys:
             return b""
-        packed = [addresses.pack(key.address) for key in keys]
-        if len({key.port for key in keys}) > 1 or len({*map(len, packed)}) > 1:
-            return b"".join([self._dests(command, server, (key,), config, sequence) for key in keys])
-        tail = _pack_dest_place(keys[0].port, six=len(packed[0]) == 16) + _pack_dest_config(config)
+        family, port = _AF_OF[server.family], keys[0].port
+        try:
+            packed = [socket.inet_pton(family, key.address) for key in keys if key.port == port]
+        except OSError:
+            packed = []
+        if len(packed) < len(keys):  # no rule without exception
+            return b"".join([self._dest(NEW_DEST, server, key, config, sequence) for key in keys])
+        tail = _pack_dest_place(port, six=server.family == 6) + _pack_dest_config(config)
         identity = nested(_CMD_SERVICE, pack_key(server))
         size = len(_DEST_ADDRESS) + len(packed[0]) + len(tail)
-        head = self._head(command, len(identity) + 4 + size, sequence)
+        head = self._head(NEW_DEST, len(identity) + 4 + size, sequence)
         head += identity + _NEST.pack(4 + size, _CMD_DEST) + _DEST_ADDRESS
         return head + (tail + head).join(packed) + tail
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ipvsproxy.config import Config, DetectLocal, NodePortAddresses
 from ipvsproxy.marks import recognition
-from ipvsproxy.model import Desired
+from ipvsproxy.model import Delta, Desired
 from ipvsproxy.nodeview import NodeView
 from ipvsproxy.planner import Planner
 from kubecore.model import Event
@@ -46,18 +46,25 @@ def test_incremental_equals_from_scratch(config: Config, steps: list[tuple[NodeV
             state.apply_event(event)
             deltas.append(planner.update(state, state.take_changes().services))
         for delta in deltas:
-            for key in delta.virtual_servers:
-                _copy(planner.desired.virtual_servers, told.virtual_servers, key)
-            for vip in delta.vips:
-                _copy(planner.desired.vips, told.vips, vip)
-            for element in delta.elements:
-                _copy(planner.desired.elements, told.elements, element)
+            _follow(delta, planner.desired, told)
+    asked = Desired({}, {}, {})
+    _follow(planner.asked_by(state.services), planner.desired, asked)
+    assert contents(asked) == contents(planner.desired), "nothing is wanted that nobody asks for"
     scratch = from_scratch(config, steps[-1][0], state)
     assert contents(planner.desired) == contents(scratch.desired)
     assert contents(told) == contents(scratch.desired)
     for service in state.services:
         assert planner.problems(service) == scratch.problems(service)
         assert planner.health_check(service) == scratch.health_check(service)
+
+
+def _follow(delta: Delta, desired: Desired, told: Desired) -> None:
+    for key in delta.virtual_servers:
+        _copy(desired.virtual_servers, told.virtual_servers, key)
+    for vip in delta.vips:
+        _copy(desired.vips, told.vips, vip)
+    for element in delta.elements:
+        _copy(desired.elements, told.elements, element)
 
 
 def _copy(source: dict, target: dict, key: object) -> None:  # type: ignore[type-arg]  # of any of the three

@@ -152,3 +152,42 @@ def test_killed_after_any_number_of_operations_and_started_again(
             await world.stop()
 
     asyncio.run(run())
+
+
+@given(clusters(), st.lists(clusters(), max_size=3), clusters())
+@settings(max_examples=80, deadline=None)
+def test_what_incomplete_lists_brought_leaves_no_trace(
+    kernel: list[KubeObject], incomplete: list[list[KubeObject]], complete: list[KubeObject]
+) -> None:
+    """Whatever was planned before the lists were complete, the kernel then has what it would have without."""
+
+    async def run() -> None:
+        world, plain = World(), World()
+        try:
+            await world.start(*kernel)
+            await world.renew()
+            world.launch()
+            done = len(world.fake.done)
+            for wanted in incomplete:
+                become(world, wanted)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            assert world.fake.done[done:] == []
+            become(world, complete)
+            world.list_all()
+            await converge(world)
+            await plain.start(*complete)
+            await converge(plain)
+            assert _held(world) == _held(plain)
+        finally:
+            await world.stop()
+            await plain.stop()
+
+    asyncio.run(run())
+
+
+def _held(world: World) -> tuple[object, ...]:
+    """What the kernel holds, but for the numbers of marks: those that are found in it are used again."""
+    servers = [(key._replace(fwmark=bool(key.fwmark)), server) for key, server in world.fake.virtual_servers.items()]
+    elements = {(element.set, element.key) for element in world.fake.elements}
+    return sorted(servers, key=repr), world.fake.vips, elements

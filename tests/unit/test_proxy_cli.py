@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from ipvsproxy import planner, serviceplan
 from ipvsproxy.cli import main
 from ipvsproxy.commands import diff
+from kubecore.model import Service
 
 TESTS = Path(__file__).parent.parent
 SCENARIOS = TESTS / "scenarios"
@@ -43,6 +46,23 @@ def test_scenarios(capsys: pytest.CaptureFixture[str], scenario: str, node: str,
         golden.write_text(out)
     assert code == 0
     assert out == golden.read_text()
+
+
+def test_a_service_that_cannot_be_planned_is_named_and_the_others_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(service: Service, *others: Any) -> Any:
+        if service.name == "traefik-ingress-service":
+            raise ValueError("boom")
+        return serviceplan.plan(service, *others)
+
+    argv = ("plan", "--source", str(SCENARIOS / "ingress.yaml"), "--node", "node-a", "--output", "ipvsadm")
+    _, whole, _ = run(capsys, *argv)
+    monkeypatch.setattr(planner, "plan", broken)
+    code, out, err = run(capsys, *argv)
+    assert code == 1
+    assert set(out.splitlines()) < set(whole.splitlines())
+    assert "error: Service kube-system/traefik-ingress-service cannot be planned" in err
 
 
 def test_what_the_scenarios_readme_promises(capsys: pytest.CaptureFixture[str]) -> None:

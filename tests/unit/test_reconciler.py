@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from ipvsproxy import planner, serviceplan
+from ipvsproxy.config import Config, NodePortAddresses
 from ipvsproxy.dataplane import (
     AddRealServer,
     AddVip,
@@ -19,6 +21,7 @@ from ipvsproxy.dataplane import (
     DeleteVip,
     DeleteVirtualServer,
     EditRealServer,
+    HostNetwork,
     Op,
 )
 from ipvsproxy.draining import ANSWERS_S
@@ -27,6 +30,7 @@ from ipvsproxy.model import (
     ActualRealServer,
     ActualVirtualServer,
     Element,
+    InterfaceAddress,
     RealServerConfig,
     RealServerCounters,
     RealServerKey,
@@ -36,7 +40,7 @@ from ipvsproxy.model import (
 )
 from kubecore.model import EndpointSlice, Protocol, Resource, Service, ServiceType, TrafficPolicy
 from tests.builders import endpoint_slice, key, node, service
-from tests.reconciling import NODE, World, world
+from tests.reconciling import HOST, NODE, World, world
 
 WEB = VirtualServerKey(4, Protocol.TCP, "10.96.0.5", 80)
 ONE, TWO = RealServerKey("10.244.0.1", 80), RealServerKey("10.244.0.2", 80)
@@ -62,6 +66,32 @@ async def test_before_both_lists_are_complete_our_table_is_made_and_nothing_else
         it.list_all([Resource.ENDPOINT_SLICES])
         await it.settle()
         assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
+
+
+async def test_services_are_planned_while_the_lists_are_on_their_way() -> None:
+    """Those with endpoints: the others' come later, as a rule. When the lists are complete, programming is left."""
+    async with world() as it:
+        it.launch()
+        await _rounds()
+        it.put(*web(), service("bare", "10.96.0.6"))
+        await _rounds()
+        assert set(it.reconciler._planner.plans) == {key("web")}
+        it.list_all()
+        await it.settle()
+        assert {k.address for k in it.fake.virtual_servers} == {"10.96.0.5", "10.96.0.6"}
+
+
+async def test_a_node_that_is_told_after_its_services_changes_what_was_planned() -> None:
+    exposed = service("web", "10.96.0.5", ":80@30080", type=ServiceType.NODE_PORT)
+    async with world(config=Config(node_port_addresses=NodePortAddresses(primary=True))) as it:
+        it.launch()
+        await _rounds()
+        it.put(exposed, web()[1])
+        await _rounds()
+        it.put(node(NODE, "192.0.2.10"))
+        it.list_all()
+        await it.settle()
+        assert {(k.address, k.port) for k in it.fake.virtual_servers} == {("10.96.0.5", 80), ("192.0.2.10", 30080)}
 
 
 async def _rounds() -> None:
@@ -409,16 +439,10 @@ async def test_a_service_somebody_else_added_meanwhile_is_adopted() -> None:
 
 
 async def test_an_address_of_the_node_that_appears_gets_its_node_ports() -> None:
-    from ipvsproxy.dataplane import HostNetwork
-    from ipvsproxy.model import InterfaceAddress
-    from tests.reconciling import HOST
-
     exposed = service("web", "10.96.0.5", ":80@30080", type=ServiceType.NODE_PORT)
     async with world(exposed, web()[1], node(NODE, "192.0.2.10")) as it:
         assert VirtualServerKey(4, Protocol.TCP, "192.0.2.10", 30080) in it.fake.virtual_servers
-        it.fake.host = HostNetwork(
-            (*HOST.addresses, InterfaceAddress("eth1", "198.51.100.4", 24)), HOST.links, HOST.gateways
-        )
+        it.fake.host = _with_address("198.51.100.4")
         it.fake.tell("address")
         await _rounds()
         await it.settle()
@@ -509,18 +533,26 @@ async def test_a_health_check_port_that_was_taken_is_tried_again() -> None:
             assert not servers.incomplete
 
 
+def _broken_for(name: str) -> Callable[..., Any]:
+    """Planning that fails for one Service."""
+
+    def plan(service: Service, *others: Any) -> Any:
+        if service.name == name:
+            raise ValueError("boom")
+        return serviceplan.plan(service, *others)
+
+    return plan
+
+
+def _with_address(address: str) -> HostNetwork:
+    return HostNetwork((*HOST.addresses, InterfaceAddress("eth1", address, 24)), HOST.links, HOST.gateways)
+
+
 async def test_a_service_that_cannot_be_planned_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its neighbours of the same portion are served, and it is named until it can be planned."""
-    plan = serviceplan.plan
-
-    def broken(service: Service, *others: Any) -> Any:
-        if service.name == "b":
-            raise ValueError("boom")
-        return plan(service, *others)
-
     async with world(service("z", "10.96.0.99")) as it:
         with monkeypatch.context() as patch:
-            patch.setattr(planner, "plan", broken)
+            patch.setattr(planner, "plan", _broken_for("b"))
             it.put(*(service(name, f"10.96.0.{i}") for i, name in enumerate("abc", 1)))
             await _rounds()
             assert {k.address for k in it.fake.virtual_servers} == {"10.96.0.99", "10.96.0.1", "10.96.0.3"}
@@ -529,6 +561,22 @@ async def test_a_service_that_cannot_be_planned_stands_alone(monkeypatch: pytest
         await it.settle()
         assert it.health.check(0.0).degraded == {}
         assert len(it.fake.virtual_servers) == 4
+
+
+async def test_a_service_that_cannot_be_planned_for_a_changed_node_stands_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ended the process before, and so each one after it."""
+    exposed = [service(n, f"10.96.0.{i}", f":80@3008{i}", type=ServiceType.NODE_PORT) for i, n in enumerate("ab", 1)]
+    async with world(*exposed, node(NODE, "192.0.2.10")) as it:
+        with monkeypatch.context() as patch:
+            patch.setattr(planner, "plan", _broken_for("a"))
+            it.fake.host = _with_address("198.51.100.4")
+            it.fake.tell("address")
+            await _rounds()
+            await it.settle()
+            assert it.health.check(0.0).degraded == {"default/a": "cannot be planned: boom"}
+            assert {k.port for k in it.fake.virtual_servers if k.address == "198.51.100.4"} == {30082}
 
 
 async def test_a_pass_that_failed_is_none_that_was_done() -> None:

@@ -1,0 +1,89 @@
+"""Plans Services for the reconciler: while the lists are still coming in what they have brought, later what changes.
+
+Knows: what of an incomplete list can be planned, and who is told of a Service that cannot be. Must not know: the
+kernel, how a Service is planned. Called by the reconciler and its programming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from itertools import islice
+
+import structlog
+
+from ipvsproxy.model import Delta
+from ipvsproxy.nodeview import NodeView
+from ipvsproxy.planner import Planner
+from kubecore import log
+from kubecore.model import ObjectKey, Resource
+from kubecore.store import Store
+
+PORTION = 50
+"""Services planned between two turns of the event loop while lists come in: 1 ms or so."""
+
+_log = structlog.get_logger()
+
+
+class Planning:
+    """The planner, and which Services it has yet to plan.
+
+    Args:
+        store: the cluster.
+        planner: what is wanted.
+        unplanned: told which Services cannot be planned, and why.
+    """
+
+    def __init__(self, store: Store, planner: Planner, unplanned: MutableMapping[str, str]) -> None:
+        self.planner = planner
+        self._store = store
+        self._unplanned = unplanned
+        self._waiting: set[ObjectKey] = set()
+
+    async def ahead(self) -> None:
+        """Plan what the lists bring until both are complete, for they take longer to come than to be planned.
+
+        Nothing of it is told: whether something is wanted is known when the lists are complete, and not before.
+        """
+        state = self._store.state
+        while not state.is_listed(Resource.SERVICES, Resource.ENDPOINT_SLICES):
+            await self._store.wait_changed()
+            arrived = iter(self._store.take_changes().services)
+            while portion := list(islice(arrived, PORTION)):
+                self._waiting.update(portion)
+                # A Service without endpoints has some that come later, as a rule.
+                self.update([key for key in portion if state.slices_of(key)])
+                await asyncio.sleep(0)
+
+    def note_changes(self) -> None:
+        """Take note of what changed since `ahead`: Services that are gone at once, others when their turn comes."""
+        self._waiting |= self._store.take_changes().services
+        self.update([key for key in self._waiting if key not in self._store.state.services])
+
+    def update(self, services: list[ObjectKey]) -> Delta:
+        """Plan these Services; what may differ now."""
+        self._waiting.difference_update(services)
+        delta = self.planner.update(self._store.state, services)
+        self._tell_failures()
+        return delta
+
+    def complete(self, services: list[ObjectKey]) -> list[Delta]:
+        """Plan those of `services` that wait for it; what there is to program of all of them."""
+        delta = self.update([key for key in services if key in self._waiting])
+        return [self.planner.asked_by(services), delta]
+
+    def set_node(self, node: NodeView) -> Delta:
+        """Take over a new picture of the node; what may differ now."""
+        delta = self.planner.set_node(self._store.state, node)
+        self._tell_failures()
+        return delta
+
+    def _tell_failures(self) -> None:
+        failures = {str(key): error for key, error in self.planner.failures.items()}
+        for service in [each for each in self._unplanned if each not in failures]:
+            del self._unplanned[service]
+        for service, error in failures.items():
+            text = f"cannot be planned: {error}"
+            if self._unplanned.get(service) != text:
+                self._unplanned[service] = text
+                _log.error(log.PLAN_FAILED, service=service, exc_info=error)
