@@ -46,6 +46,8 @@ _STAGE: dict[type[Op], int] = {
 """Operations of one stage may share a batch: a failure of one cannot make another of the same stage harmful."""
 
 _DELETES = (DeleteRealServer, DeleteVip, DeleteVirtualServer)
+_OF_VIRTUAL_SERVERS = (AddVirtualServer, EditVirtualServer, DeleteVirtualServer)
+_OF_REAL_SERVERS = (AddRealServer, EditRealServer, DeleteRealServer)
 
 MAX_BATCH = 5000
 """Operations handed to the data plane at once, so that a long pass can be looked at (and cancelled) in between."""
@@ -127,12 +129,11 @@ class Applier:
         return failed
 
     def _note_touched(self, ops: Iterable[Op]) -> None:
-        last = None
         for op in ops:
-            server = getattr(op, "server", None) or getattr(op, "key", None)
-            if server is not None and server is not last:
-                self.touched.add(server)
-                last = server
+            if isinstance(op, _OF_VIRTUAL_SERVERS):
+                self.touched.add(op.key)
+            elif isinstance(op, _OF_REAL_SERVERS):
+                self.touched.add(op.server)
 
     async def _carry_out(self, ops: list[Op]) -> list[tuple[Op, DataplaneError]]:
         """Those of `ops` that failed, and how."""

@@ -20,7 +20,7 @@ from ipvsproxy.model import (
     RealServerKey,
     VirtualServerKey,
 )
-from ipvsproxy.picture import Picture
+from ipvsproxy.picture import Alike, Picture
 from kubecore.model import Protocol
 
 
@@ -49,10 +49,13 @@ def leaving(desired: Desired, picture: Picture, server: VirtualServerKey) -> dic
     actual = picture.servers.get(server)
     if planned is None or actual is None:
         return {}
-    extra = actual.real_servers.keys() - planned.real_servers
+    reals = actual.real_servers
+    if isinstance(reals, Alike) and reals.are(planned.real_servers):
+        return {}
+    extra = reals.keys() - planned.real_servers
     if not extra:  # as nearly always
         return {}
-    return {key: _stay(planned, key) for key in actual.real_servers if key in extra and drains(planned, key)}
+    return {key: _stay(planned, key) for key in reals if key in extra and drains(planned, key)}
 
 
 def drains(planned: PlannedVirtualServer, key: RealServerKey) -> bool:

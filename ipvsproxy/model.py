@@ -8,6 +8,7 @@ Source: linux/ip_vs.h, ipvsadm(8).
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from enum import Enum, IntFlag
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ class ActualVirtualServer(msgspec.Struct, frozen=True, gc=False):
     """A virtual server as the kernel has it."""
 
     config: VirtualServerConfig
-    real_servers: dict[RealServerKey, ActualRealServer]
+    real_servers: MutableMapping[RealServerKey, ActualRealServer]
     traffic: TrafficCounters = TrafficCounters()
 
 

@@ -7,6 +7,7 @@ kernel, how a Service is planned. Called by the reconciler and its programming.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import MutableMapping
 from itertools import islice
 
@@ -53,6 +54,7 @@ class Planning:
                 self._waiting.update(portion)
                 # A Service without endpoints has some that come later, as a rule.
                 self.update([key for key in portion if state.slices_of(key)])
+                gc.freeze()  # most of this stays: a garbage collection that looks at all of it again finds nothing
                 await asyncio.sleep(0)
 
     def note_changes(self) -> None:

@@ -252,12 +252,12 @@ class Reconciler:
         self._auditing = Audit(dataplane, self._programming.applier, self._planner, self._programming.load_table)
         state = self._store.state
         # The API server and DNS come first and alone: a node without them cannot even start its pods.
-        services = in_order(state, state.services)
-        urgent = [key for key in services if priority(state.services[key]) < 2]
+        urgent = in_order(state, [key for key, service in state.services.items() if priority(service) < 2])
+        others = [key for key in state.services if key not in urgent]
         failures: list[DataplaneError] = []
         failures += await self._programming.program_listed(urgent)
-        for start in range(len(urgent), len(services), START_PORTION):
-            failures += await self._programming.program_listed(services[start : start + START_PORTION])
+        for start in range(0, len(others), START_PORTION):
+            failures += await self._programming.program_listed(others[start : start + START_PORTION])
         # Only now, with everything planned, is it known what is not wanted any more. The rest was compared above.
         failures += await self._programming.repair("start", None if failures else self._programming.unwanted())
         if self._legacy and not failures:
@@ -269,7 +269,7 @@ class Reconciler:
         await self._auditing.begin()
         _log.info(
             log.RECONCILE_STARTED,
-            services=len(services),
+            services=len(state.services),
             virtual_servers=len(self._planner.desired.virtual_servers),
             found=len(servers),
             seconds=round(self._clock.monotonic() - started_s, 3),

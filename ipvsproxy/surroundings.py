@@ -16,6 +16,7 @@ from ipvsproxy.healthserver import ServiceHealthServers
 from ipvsproxy.metrics import ProxyMetrics
 from ipvsproxy.model import Problem
 from ipvsproxy.planner import Planner
+from ipvsproxy.serviceplan import ServicePlan
 from ipvsproxy.site import FAMILIES
 from kubecore.addresses import family_of
 from kubecore.model import Family, ObjectKey, Resource
@@ -107,18 +108,12 @@ class Telling:
         """Events, gauges and health check servers of Services whose plan may have changed."""
         rebind = False
         for key in services:
-            problems = frozenset(planner.problems(key))
-            for problem in sorted(problems - self._problems.get(key, frozenset()), key=lambda p: p.message):
-                self._around.report(key, problem)
-            if problems:
-                self._problems[key] = problems
-            else:
-                self._problems.pop(key, None)
+            self._report(key, frozenset(planner.problems(key)))
             plan = planner.plans.get(key)
-            lacking = {"internal": plan.no_local_internal, "external": plan.no_local_external} if plan else {}
-            for (policy, family), held in self._no_local.items():
-                (held.add if family in lacking.get(policy, ()) else held.discard)(key)
-            wanted = planner.health_check(key)
+            lacking = _lacking(plan) if plan is not None else ()
+            for place, held in self._no_local.items():
+                (held.add if place in lacking else held.discard)(key)
+            wanted = plan.health_check if plan is not None else None
             running = self._around.health_servers.ports.get(key)
             if wanted is not None:
                 self._around.health_servers.set_count(key, wanted.local_ready)
@@ -127,6 +122,17 @@ class Telling:
             self._around.metrics.no_local_endpoints.labels(f"IPv{family}", policy).set(len(held))
         if rebind:
             await self.serve_health_checks(planner)
+
+    def _report(self, key: ObjectKey, problems: frozenset[Problem]) -> None:
+        before = self._problems.get(key, frozenset())
+        if problems == before:
+            return
+        for problem in sorted(problems - before, key=lambda p: p.message):
+            self._around.report(key, problem)
+        if problems:
+            self._problems[key] = problems
+        else:
+            del self._problems[key]
 
     async def serve_health_checks(self, planner: Planner) -> None:
         """Have a server on every healthCheckNodePort that is wanted, on the addresses of node ports."""
@@ -148,3 +154,9 @@ class Telling:
                 if before.get(piece.name) != piece.trigger_s:
                     label = f"IPv{piece.family}"
                     self._around.metrics.programming.labels(label).observe(max(0.0, now_s - piece.trigger_s))
+
+
+def _lacking(plan: ServicePlan) -> list[tuple[str, Family]]:
+    """The policies and families for which a Service has endpoints elsewhere and none here."""
+    internal = [("internal", family) for family in plan.no_local_internal]
+    return internal + [("external", family) for family in plan.no_local_external]
