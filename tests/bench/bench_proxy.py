@@ -307,6 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("  floor                   {floor_s:.2f} s, x {times_floor:.1f}".format(**row))
             text = "{acknowledged_floor_s:.2f} s, x {times_acknowledged_floor:.1f}".format(**row)
             print(f"  … each acknowledged     {text}")
+            print("  before LISTED           {ahead_s:.2f} s CPU".format(**row))
             print("  page faults             {page_faults:.0f}".format(**row))
             print(f"  kube-proxy              {KUBE_PROXY_S[services]:.1f} s, x {1 / row['of_kube_proxy']:.0f}")
     for services, row in report["changes"].items():
