@@ -39,9 +39,9 @@ _STAGE: dict[type[Op], int] = {
     EditRealServer: 1,
     DeleteRealServer: 1,
     AddVip: 2,
-    CutFlows: 3,
-    DeleteVip: 4,
-    DeleteVirtualServer: 5,
+    DeleteVip: 3,
+    DeleteVirtualServer: 4,
+    CutFlows: 5,
 }
 """Operations of one stage may share a batch: a failure of one cannot make another of the same stage harmful."""
 

@@ -4,7 +4,8 @@ Knows: order and what is edited in place. Must not know: policy (the planner's),
 (`Picture.permit`), time (`draining`). Called by the reconciler for what changed, at start and in the audit.
 
 Order: claims (set elements) → virtual servers → real servers → routes; then real servers to weight 0 or away → routes
-→ virtual servers → claims away. See docs/decisions/0001-data-plane.md.
+→ virtual servers → flows of what is gone, all together, for that reads the whole connection table → claims away. See
+docs/decisions/0001-data-plane.md.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def diff(desired: Desired, actual: Picture, delta: Delta | None = None) -> list[
         if planned is None:
             if there is not None and actual.owns(key):
                 gone.append(DeleteVirtualServer(key))
-                gone += _cut(key, None)
+                cut += _cut(key, None)
             continue
         if there is None:
             add += _anew(planned)
@@ -73,12 +74,12 @@ def diff(desired: Desired, actual: Picture, delta: Delta | None = None) -> list[
             continue
         if there.config != planned.config:
             edit.append(EditVirtualServer(key, planned.config))
-        _real_servers(planned, there, edit, drop)
+        _real_servers(planned, there, edit, drop, cut)
     vips = [*desired.vips, *(v for v in actual.vips if v not in desired.vips)] if delta is None else delta.vips
     route = [AddVip(v, s) for v in vips if (s := desired.vips.get(v)) is not None and actual.vips.get(v) != s]
     unroute = [DeleteVip(v) for v in vips if v not in desired.vips and v in actual.vips]
     first, last = _elements(desired, actual, delta)
-    return [*first, *add, *edit, *route, *cut, *drop, *unroute, *gone, *last]
+    return [*first, *add, *edit, *route, *drop, *unroute, *gone, *cut, *last]
 
 
 def _anew(planned: PlannedVirtualServer) -> list[Op]:
@@ -95,7 +96,13 @@ def _servers(desired: Desired, actual: Picture, delta: Delta | None) -> Iterable
     return [*desired.virtual_servers, *(k for k in actual.servers if k not in desired.virtual_servers)]
 
 
-def _real_servers(planned: PlannedVirtualServer, there: ActualVirtualServer, edit: list[Op], drop: list[Op]) -> None:
+def _real_servers(
+    planned: PlannedVirtualServer,
+    there: ActualVirtualServer,
+    edit: list[Op],
+    drop: list[Op],
+    cut: list[Op],
+) -> None:
     have, config = there.real_servers, planned.real_server_config
     kept = 0
     for key in planned.real_servers:
@@ -113,14 +120,17 @@ def _real_servers(planned: PlannedVirtualServer, there: ActualVirtualServer, edi
         if key in wanted:
             continue
         if not drains(planned, key):
-            drop += without(planned, key)
+            drop.append(DeleteRealServer(planned.key, key))
+            cut += _cut(planned.key, planned, key)
         elif actual.config.weight:
             drop.append(EditRealServer(planned.key, key, _quiescent(actual.config)))
 
 
-def without(planned: PlannedVirtualServer, key: RealServerKey) -> list[Op]:
-    """What takes a real server away that may go, its flows included."""
-    return [DeleteRealServer(planned.key, key), *_cut(planned.key, planned, key)]
+def without(finished: Iterable[tuple[PlannedVirtualServer, RealServerKey]]) -> list[Op]:
+    """What takes real servers away that may go, their flows included."""
+    pairs = list(finished)
+    cut = [op for planned, key in pairs for op in _cut(planned.key, planned, key)]
+    return [*(DeleteRealServer(planned.key, key) for planned, key in pairs), *cut]
 
 
 def _quiescent(config: RealServerConfig) -> RealServerConfig:

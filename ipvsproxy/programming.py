@@ -14,10 +14,10 @@ import structlog
 from ipvsproxy import nftables
 from ipvsproxy.applier import Applier, describe
 from ipvsproxy.config import Config
-from ipvsproxy.dataplane import DataPlane, DataplaneError, NotFound, Op
+from ipvsproxy.dataplane import DataPlane, DataplaneError, NotFound
 from ipvsproxy.diff import diff, without
 from ipvsproxy.draining import Draining, leaving
-from ipvsproxy.model import Delta, VirtualServerKey
+from ipvsproxy.model import Delta, PlannedVirtualServer, RealServerKey, VirtualServerKey
 from ipvsproxy.picture import Picture
 from ipvsproxy.planning import Planning
 from ipvsproxy.surroundings import Clock, Surroundings, Telling
@@ -108,7 +108,7 @@ class Programming:
 
     async def drain(self, now_s: float) -> list[DataplaneError]:
         """Count connections where it is due, and let go who has none left."""
-        ops: list[Op] = []
+        gone: list[tuple[PlannedVirtualServer, RealServerKey]] = []
         for server in self.draining.due(now_s):
             try:
                 counters = await self._dataplane.connections(server)
@@ -120,8 +120,8 @@ class Programming:
             planned = self._planner.desired.virtual_servers.get(server)
             finished = self.draining.counted(server, counters, now_s)
             if planned is not None:
-                ops += [op for key in finished for op in without(planned, key)]
-        failures = await self.applier.apply(ops) if ops else []
+                gone += [(planned, key) for key in finished]
+        failures = await self.applier.apply(without(gone)) if gone else []
         self._around.metrics.draining.set(sum(1 for _ in self.draining))
         return failures
 

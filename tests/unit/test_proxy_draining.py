@@ -117,6 +117,22 @@ def test_udp_to_an_endpoint_that_is_gone_is_cut_at_once() -> None:
     assert leaving(gone.desired, picture, key) == {}
 
 
+def test_flows_of_all_that_is_gone_are_cut_together() -> None:
+    """Each cut by itself would read the connection table from end to end."""
+    services = [service(f"dns-{n}", f"10.96.0.{n}", "53/UDP") for n in (1, 2, 3)]
+    slices = [endpoint_slice(f"dns-{n}", f"10.0.0.{n} 10.0.1.{n}", "53/UDP") for n in (1, 2, 3)]
+    picture = programmed(*services, *slices)
+    ops = diff(planned(*services[:2], endpoint_slice("dns-1", "", "53/UDP"), slices[1]).desired, picture)
+    assert [type(op).__name__ for op in ops] == [
+        "ChangeElements",  # dns-1 refuses now
+        *["DeleteRealServer"] * 2,
+        "DeleteVip",
+        "DeleteVirtualServer",
+        *["CutFlows"] * 3,
+        "ChangeElements",
+    ]
+
+
 @pytest.mark.parametrize("text", ["10.0.0.1 10.0.0.2~", "10.0.0.1 10.0.0.2!"], ids=["terminating", "not ready"])
 def test_udp_to_an_endpoint_that_is_still_there_gets_no_new_flow_and_is_cut_soon(text: str) -> None:
     dns = service("dns", "10.96.0.1", "53/UDP")
