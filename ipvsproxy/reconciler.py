@@ -201,7 +201,7 @@ class Reconciler:
         failures += await self._programming.drain(now_s)
         if self._telling.listen_at_s is not None and now_s >= self._telling.listen_at_s:
             await self._telling.serve_health_checks(self._planner)
-        if self._standing.due(now_s):
+        if self._standing.begin_retry(now_s):
             worked = True
             failures += await self._programming.repair("retry")
         if self._audit_at_s is not None and now_s >= self._audit_at_s:

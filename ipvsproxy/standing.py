@@ -60,8 +60,8 @@ class Standing:
                 self._backoff.reset()
                 return
 
-    def due(self, now_s: float) -> bool:
-        """Whether it is time to try again what failed."""
+    def begin_retry(self, now_s: float) -> bool:
+        """Whether this turn tries again what failed, for it is time."""
         self._is_retried = self.retry_at_s is not None and now_s >= self.retry_at_s
         return self._is_retried
 

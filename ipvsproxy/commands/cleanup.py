@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         except Unsupported as error:
             # Without IPVS there can be no virtual server; say so, for it may be a mistake of the user's.
             tell(f"no virtual servers to remove: {describe(error)}")
-            done = await _clean_up_without_ipvs()
+            done = await _clean_up_without_ipvs(kube_proxy=args.kube_proxy)
         else:
             async with kernel as dataplane:
                 done = await clean_up(dataplane, kube_proxy=args.kube_proxy)
@@ -116,7 +116,7 @@ async def clean_up(dataplane: DataPlane, *, kube_proxy: bool) -> list[str]:
     return done
 
 
-async def _clean_up_without_ipvs() -> list[str]:
+async def _clean_up_without_ipvs(*, kube_proxy: bool) -> list[str]:
     """Remove routes, table and device, which stay when the module of IPVS is unloaded; returns what was removed.
 
     Raises: DataplaneError.
@@ -141,12 +141,14 @@ async def _clean_up_without_ipvs() -> list[str]:
             raise error_for(ops[index], failure.errno, failure.detail)
         if has_table:
             await Nft(nftables.FAMILY, nftables.TABLE).remove()
-        if not await host.device_addresses():
+        leftovers = sorted(a.address for a in await host.device_addresses())
+        if kube_proxy or not leftovers:
             await host.remove_device()
     finally:
         host.close()
         sets.close()
-    return [f"route to {op.address}" for op in ops] + ["nftables table"] * has_table
+    done = [f"route to {op.address}" for op in ops] + ["nftables table"] * has_table
+    return done + [f"address {address} of kube-ipvs0" for address in leftovers if kube_proxy]
 
 
 async def _remove_kube_proxys_rules() -> list[str]:

@@ -65,6 +65,10 @@ def test_what_stays_when_ipvs_is_unloaded_is_cleaned_up() -> None:
         assert "10.96.0.1" not in node.run("ip route show table local").stdout
         assert "kube-ipvs0" not in node.run("ip link").stdout
         assert node.run("nft list tables").stdout == ""
+        node.ip(["link add kube-ipvs0 type dummy", "addr add 10.96.0.1/32 dev kube-ipvs0"])
+        assert said(node, "cleanup").lines == ["nothing to remove was there"], "the address is a kube-proxy's"
+        assert "address 10.96.0.1 of kube-ipvs0" in said(node, "cleanup", "--kube-proxy").lines
+        assert "kube-ipvs0" not in node.run("ip link").stdout
         result = node.run([*WITHOUT_CAPABILITIES, *IPVSPROXY, "cleanup"], check=False)
         assert (result.code, "CAP_NET_ADMIN" in result.stderr) == (1, True), result
 
