@@ -109,7 +109,7 @@ class Additions(msgspec.Struct, frozen=True, kw_only=True):
     audit_interval_s: float | None = None
     """How often the kernel is compared with what it should hold. 0: only at start and after failures.
 
-    None: every ipvs.syncPeriod, as kube-proxy does, but less often where that would take more than 0.1 % of a core.
+    None: every ipvs.syncPeriod, as kube-proxy does, but less often where that would take more than 0.08 % of a core.
     """
     source_ranges_cover_node_ports: bool = False
     """Whether loadBalancerSourceRanges guard node ports too; off, as in kube-proxy, for balancers that SNAT."""

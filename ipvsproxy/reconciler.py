@@ -44,7 +44,7 @@ PORTION = 250
 """Services planned and applied before the store is looked at again: what a newcomer waits for behind a burst."""
 START_PORTION = 500
 """The same at start, when nobody waits for a single change and fewer transactions are cheaper."""
-AUDIT_SHARE = 0.001
+AUDIT_SHARE = 0.0008
 """Share of a core that audits may take where their interval is not set."""
 COUNTERS_EVERY_S = 30.0
 """A scrape reads the kernel's counters at most this often: a dump of 100,000 real servers costs about half a second."""

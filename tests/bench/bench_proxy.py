@@ -28,7 +28,7 @@ from ipvsproxy.healthserver import ServiceHealthServers
 from ipvsproxy.kernel.plane import KernelDataPlane
 from ipvsproxy.metrics import ProxyMetrics
 from ipvsproxy.model import VirtualServerKey
-from ipvsproxy.reconciler import Reconciler
+from ipvsproxy.reconciler import AUDIT_SHARE, Reconciler
 from ipvsproxy.site import ALL_SCHEDULERS
 from ipvsproxy.surroundings import Surroundings
 from kubecore.model import EndpointSlice, Listed, ListStarted, Resource, Service, Upsert
@@ -197,7 +197,7 @@ async def guest_idle(services: int) -> dict[str, float]:
         pulse.cancel()
         gap_s = (await asyncio.gather(pulse))[0]
         await bench.stop()
-    every_s = max(Config().ipvs.sync_period_s, audit_s / 0.001)
+    every_s = max(Config().ipvs.sync_period_s, audit_s / AUDIT_SHARE)
     return {
         "idle_percent": idle * 100,
         "audit_cpu_s": audit_s,
