@@ -116,19 +116,24 @@ KUBE_PROXY_IGNORED = frozenset(
     {
         "clientConnection.acceptContentTypes",
         "clientConnection.contentType",
+        "conntrack.max",
         "iptables.localhostNodePorts",
         "iptables.minSyncPeriod",
         "iptables.syncPeriod",
         "logging",
         "nftables",
         "portRange",
+        "resourceContainer",
         "showHiddenMetricsForVersion",
         "udpIdleTimeout",
         "windowsRunAsService",
         "winkernel",
     },
 )
-"""Fields of kube-proxy that mean nothing here; everything below one, too."""
+"""Fields of kube-proxy that mean nothing here, everything below one, too.
+
+Some are gone from its newer versions, and still in the ConfigMap of a cluster that began with an older one.
+"""
 
 OUR_FIELDS: dict[str, Field] = {
     "drain.grace": Field(v.duration_s, "additions.drain_grace_s", empty_is_default=False),

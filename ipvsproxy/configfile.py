@@ -9,6 +9,7 @@ pass. Known fields that mean nothing here (winkernel, say) are accepted and name
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ipvsproxy.configfields import EXTERNAL_IPS_GATE, FLAGS, IGNORED_FLAGS, KUBE
 from ipvsproxy.configvalues import BadValue, nearest
 from kubecore.manifest import Document, ManifestError, field_text, parse_documents
 
+_IS_ZERO_DURATION = re.compile(r"(0+(h|m|s|ms))+").fullmatch
 _OFF_BY_EMPTY = frozenset({"healthz-bind-address", "metrics-bind-address"})
 
 
@@ -153,7 +155,8 @@ class _Reader:
                 if isinstance(value, dict):
                     yield from self._leaves(document, value, path, fields, ignored)
                 elif value is not None:
-                    self.mistakes.append(str(document.error(path, f"{value!r} is not a mapping")))
+                    remedy = "write its fields below it, one a line"
+                    self.mistakes.append(str(document.error(path, f"{value!r} is not a mapping", remedy)))
             elif above or key not in {"apiVersion", "kind"}:
                 self.mistakes.append(self._unknown(document, path, (*fields, *ignored)))
 
@@ -177,7 +180,7 @@ class _Reader:
         self._value(FLAGS[name], value, source)
 
     def _value(self, field: Field, value: Any, source: _Source) -> None:
-        if value is None or (value in ("", "0s", 0) and value is not False and field.empty_is_default):
+        if value is None or (field.empty_is_default and _is_empty(value, of_a_flag=source.document is None)):
             return
         try:
             parsed = field.parse(value)
@@ -219,6 +222,13 @@ class _Reader:
     def _mistake(self, target: str, reason: str, remedy: str) -> None:
         source = self.sources.get(target)
         self.mistakes.append(source.mistake(reason, remedy) if source else f"{target}: {reason}; {remedy}")
+
+
+def _is_empty(value: Any, *, of_a_flag: bool) -> bool:
+    """Whether a value asks for the default: "" does, and in a file a zero, for what is not set is written so there."""
+    if isinstance(value, str):
+        return not value or (not of_a_flag and _IS_ZERO_DURATION(value) is not None)
+    return isinstance(value, int | float) and value == 0 and value is not False
 
 
 def _says_something(value: Any) -> bool:

@@ -60,7 +60,7 @@ def boolean(value: Any) -> bool:
     if isinstance(value, str) and value.lower() in _BOOLEANS:
         return _BOOLEANS[value.lower()]
     if not isinstance(value, bool):
-        raise BadValue(f"{value!r} is neither true nor false")
+        raise BadValue(f"{value!r} is neither true nor false", "write true or false")
     return value
 
 
@@ -84,9 +84,9 @@ def number(value: Any) -> float:
     try:
         parsed = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise BadValue(f"{value!r} is not a number") from None
+        raise BadValue(f"{value!r} is not a number", "write a number such as 5 or 0.5") from None
     if isinstance(value, bool) or not 0 <= parsed < float("inf"):
-        raise BadValue(f"{value!r} is not a number of 0 or more")
+        raise BadValue(f"{value!r} is not a number of 0 or more", "write a number such as 5 or 0.5")
     return parsed
 
 
@@ -139,7 +139,7 @@ def address(value: Any) -> str:
     """A canonical IP address."""
     ip = canonical_ip(text(value))
     if ip is None:
-        raise BadValue(f"{value!r} is not an IP address")
+        raise BadValue(f"{value!r} is not an IP address", 'write one such as "192.0.2.10"')
     return ip
 
 
@@ -167,7 +167,7 @@ def cidrs(value: Any) -> tuple[str, ...]:
     """Canonical CIDRs of a list, or of a flag's comma-separated text."""
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list):
-        raise BadValue(f"{value!r} is not a list of CIDRs")
+        raise BadValue(f"{value!r} is not a list of CIDRs", 'write a list such as ["10.0.0.0/8"]')
     found = []
     for item in items:
         cidr = canonical_cidr(item) if isinstance(item, str) else None
@@ -243,7 +243,7 @@ def scheduler_flags(value: Any) -> ServiceFlag:
     """The flags named in a list or comma-separated text."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     if not isinstance(names, list):
-        raise BadValue(f"{value!r} is not a list of scheduler flags")
+        raise BadValue(f"{value!r} is not a list of scheduler flags", "write a list such as [mh-port]")
     flags = ServiceFlag.NONE
     for name in names:
         if not isinstance(name, str) or name not in SCHEDULER_FLAGS:

@@ -154,7 +154,7 @@ def test_our_own_document() -> None:
             "c.yaml:3: ipvs.minSyncPeriod: 2s is longer than syncPeriod (1s); make it at most syncPeriod",
         ),
         ("ipvs: {excludeCIDRs: [10.0.0.1]}", "c.yaml:3: ipvs.excludeCIDRs: '10.0.0.1' is not a CIDR"),
-        ("ipvs: [1]", "c.yaml:3: ipvs: [1] is not a mapping"),
+        ("ipvs: [1]", "c.yaml:3: ipvs: [1] is not a mapping; write its fields below it"),
         (
             "iptables: {masqueradeBit: 32}",
             "c.yaml:3: iptables.masqueradeBit: 32 is out of range; write a number from 0",
@@ -183,8 +183,12 @@ def test_our_own_document() -> None:
             f"{OURS}schedulerFlags: [[ops]]",
             "c.yaml:6: schedulerFlags: there is no scheduler flag ['ops']; did you",
         ),
-        ("bindAddressHardFail: 1", "c.yaml:3: bindAddressHardFail: 1 is neither true nor false"),
-        ("bindAddress: eth0", "c.yaml:3: bindAddress: 'eth0' is not an IP address"),
+        ("bindAddressHardFail: 1", "bindAddressHardFail: 1 is neither true nor false; write true or false"),
+        ("bindAddress: eth0", "c.yaml:3: bindAddress: 'eth0' is not an IP address; write one such as"),
+        ("clientConnection: {qps: fast}", "clientConnection.qps: 'fast' is not a number; write a number such as 5"),
+        ("clientConnection: {qps: -1}", "clientConnection.qps: -1 is not a number of 0 or more; write a number"),
+        ("nodePortAddresses: 1", "c.yaml:3: nodePortAddresses: 1 is not a list of CIDRs; write a list such as"),
+        (f"{OURS}schedulerFlags: 1", "schedulerFlags: 1 is not a list of scheduler flags; write a list such as"),
         ('detectLocal: {bridgeInterface: "a; drop"}', "'a; drop' is not an interface name"),
         (
             "ipvs: {tcpTimeout: 9999h}",
@@ -234,6 +238,27 @@ def test_a_flag_beats_the_file() -> None:
     assert config.ipvs.scheduler is Scheduler.SH
     assert config.healthz_bind is None, 'a flag of "" switches the server off'
     assert read("", nodeport_addresses="primary").node_port_addresses == NodePortAddresses(primary=True)
+
+
+def test_a_zero_in_a_file_is_the_default_and_as_a_flag_itself() -> None:
+    """kube-proxy's own defaulting: a file that kubeadm or OpenShift writes has zeros for all that was not set."""
+    zeros = "configSyncPeriod: 0h0m0s\nipvs: {syncPeriod: 0m0s}\nclientConnection: {qps: 0, burst: 0}"
+    assert read(zeros) == Config()
+    file = "ipvs: {minSyncPeriod: 10s, tcpTimeout: 5m}"
+    given = read(file, ipvs_min_sync_period="0s", ipvs_tcp_timeout="0s")
+    assert (given.ipvs.min_sync_period_s, given.ipvs.tcp_timeout_s) == (0, 0)
+    assert mistakes(HEAD, ipvs_sync_period="0s")[0].startswith("--ipvs-sync-period: '0s' is not more than 0; write")
+
+
+def test_fields_that_kube_proxy_had_once() -> None:
+    """kubeadm 1.13's, which an upgrade leaves in the ConfigMap."""
+    old = "conntrack: {max: null, min: 1}\nresourceContainer: /kube-proxy\nudpIdleTimeout: 250ms\n"
+    loaded = load_config(HEAD + old, "c.yaml", {})
+    assert loaded.config.conntrack.min == 1
+    assert loaded.ignored == (
+        "c.yaml:4: resourceContainer has no effect here",
+        "c.yaml:5: udpIdleTimeout has no effect here",
+    )
 
 
 @pytest.mark.parametrize(
