@@ -30,6 +30,7 @@ from kubecore.watchproto import Watched
 
 _LOG = structlog.get_logger()
 _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+_SOURCE_REMEDY = "give a directory of manifests, or a manifest file"
 
 POLL_S = 0.2
 """Between two looks: an edit is seen after at most two of them, well within a second."""
@@ -169,12 +170,12 @@ class _Reading:
         try:
             if self.path.is_dir():
                 files = [p for p in self.path.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith(".")]
-            else:
-                self.path.stat()
+            elif stat.S_ISREG(self.path.stat().st_mode):
                 files = [self.path]
+            else:  # a pipe can be read once, and a source is read again when it changes
+                raise ManifestError(str(self.path), 0, "neither a file nor a directory", remedy=_SOURCE_REMEDY)
         except OSError as error:
-            remedy = "give a directory of manifests, or a manifest file"
-            raise ManifestError(str(self.path), 0, error.strerror or str(error), remedy=remedy) from error
+            raise ManifestError(str(self.path), 0, error.strerror or str(error), remedy=_SOURCE_REMEDY) from error
         return {str(file): stamp for file in files if (stamp := _stamp(file)) is not None}
 
     def _content(self, file: str) -> FileContent:

@@ -142,6 +142,13 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    """`plan --source <(kubectl get … -o yaml)` must not show an empty cluster."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ManifestError, match=r"pipe: neither a file nor a directory; give a directory of manifests"):
+        load(tmp_path / "pipe", [])
+
+
 def test_an_empty_directory_is_an_empty_cluster_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / ".hidden.yaml").write_text("[")
