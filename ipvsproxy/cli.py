@@ -9,6 +9,7 @@ every mistake is 1.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -53,5 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; nothing is left to be said
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        tell(f"ipvsproxy: the output could not be written: {error.strerror}")
         return 1
     return code

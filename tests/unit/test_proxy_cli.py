@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,16 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
         code = int(exit_.code or 0)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_a_full_disk_is_told() -> None:
+    argv = [sys.executable, "-m", "ipvsproxy", "plan", "--source", str(SCENARIOS / "ingress.yaml"), "--node", "node-a"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "ipvsproxy: the output could not be written: No space left on device\n",
+    )
 
 
 @pytest.mark.parametrize(("scenario", "node"), CASES)
