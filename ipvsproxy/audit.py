@@ -46,14 +46,8 @@ class Audit:
         self._planner = planner
         self._load_table = load_table
         self._fingerprints: dict[VirtualServerKey, int] = {}
-
-    async def begin(self) -> None:
-        """Take the kernel for what is known of it, as it was read or acknowledged a moment ago.
-
-        Raises: DataplaneError.
-        """
-        self._fingerprints = await self._dataplane.fingerprints()
-        self._applier.touched.clear()
+        """As of the last comparison. None before the first, which reads everything: what somebody altered while we
+        started would else be taken for ours for good."""
 
     async def look_again(self, what: Set[str]) -> Delta:
         """Read routes ("route") or elements ("nft") again; returns what differs from what was known.
@@ -99,15 +93,21 @@ class Audit:
                 or picture.servers[key].config != config
             )
         ]
+        differing = dict.fromkeys(missing)
         unread = iter(suspects)
         while portion := list(islice(unread, PORTION)):
             for key in portion:
                 try:
-                    picture.put_server(key, await self._dataplane.dump_real_servers(key))
+                    found = await self._dataplane.dump_real_servers(key)
                 except NotFound:
                     picture.put_server(key, None)
+                    differing[key] = None
+                    continue
+                if not picture.agrees(key, found):
+                    picture.put_server(key, found)
+                    differing[key] = None
             await asyncio.sleep(0)
             await meanwhile()
         delta = await self.look_again({"route", "nft"})
-        delta.virtual_servers.update(dict.fromkeys([*missing, *suspects]))
+        delta.virtual_servers.update(differing)
         return delta

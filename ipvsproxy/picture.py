@@ -137,14 +137,18 @@ class Picture:
         What differs otherwise is left for the audit to see, and to count as drift.
         """
         for key, server in dumped.items():
-            known = self.servers.get(key)
-            if (
-                known is not None
-                and known.config == server.config
-                and known.real_servers.keys() == server.real_servers.keys()
-                and all(known.real_servers[k].config == real.config for k, real in server.real_servers.items())
-            ):
+            if self.agrees(key, server):
                 self.put_server(key, server)
+
+    def agrees(self, key: VirtualServerKey, server: ActualVirtualServer) -> bool:
+        """Whether `key` is known to be configured as `server`, counters apart."""
+        known = self.servers.get(key)
+        return (
+            known is not None
+            and known.config == server.config
+            and known.real_servers.keys() == server.real_servers.keys()
+            and all(known.real_servers[k].config == real.config for k, real in server.real_servers.items())
+        )
 
     def take_vips(self, found: dict[str, str]) -> dict[str, None]:
         """Take over what a dump said of routes; returns the addresses of which it said something else."""

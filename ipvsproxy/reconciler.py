@@ -266,7 +266,6 @@ class Reconciler:
             self._legacy = set()
         self._plan_audit()
         self._conclude(failures, self._clock.monotonic() - started_s)
-        await self._auditing.begin()
         _log.info(
             log.RECONCILE_STARTED,
             services=len(state.services),

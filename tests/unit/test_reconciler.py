@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Callable
@@ -356,6 +357,34 @@ async def test_drift_is_repaired(harm: str) -> None:
         assert it.fake.vips == {"10.96.0.5": ""}
         assert it.fake.elements == wanted
         assert not it.fake.altered
+        it.assert_picture_is_true()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("harm", ["real server", "weight", "foreign real server"])
+async def test_drift_while_it_starts_is_repaired(harm: str, *, restarted: bool) -> None:
+    """Between the reading (or the acknowledgement) of a virtual server and the end of the start."""
+    async with world() as it:
+        if restarted:
+            await it.start(*web())
+            await it.renew()
+        it.put(*web(), service("api", "10.96.0.6"))
+        it.list_all()
+        it.launch()
+        while it.reconciler.picture is None or WEB not in it.fake.virtual_servers:  # noqa: ASYNC110 - in the midst of it
+            await asyncio.sleep(0)
+        assert not it.reconciler.in_step.is_set()
+        there = it.fake.virtual_servers[WEB].real_servers
+        match harm:
+            case "real server":
+                del there[ONE]
+            case "weight":
+                there[ONE] = ActualRealServer(RealServerConfig(0))
+            case "foreign real server":
+                there[RealServerKey("198.51.100.1", 80)] = ActualRealServer(RealServerConfig())
+        await it.settle()
+        await it.advance(301)
+        assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 1}
         it.assert_picture_is_true()
 
 
