@@ -176,9 +176,12 @@ def as_json(planner: Planner) -> dict[str, Any]:
 def _print_table(planner: Planner) -> None:
     from rich.table import Table  # noqa: PLC0415
 
+    from ipvsproxy import sets  # noqa: PLC0415
     from ipvsproxy.ipvsadm import flag_names, sort_key  # noqa: PLC0415
 
     desired = planner.desired
+    drops = {k.verdict for k in (sets.Kind.NO_LOCAL, sets.Kind.EXTERNAL_NO_LOCAL, sets.Kind.RANGED_EXTERNAL_NO_LOCAL)}
+    dropped = {(e.set, e.key) for e in desired.elements if e.value in drops}
     table = Table(title=f"Virtual servers on {planner.node.name}", title_justify="left")
     for column in ("Virtual server", "Service", "Scheduler", "Real servers"):
         table.add_column(column, overflow="fold")
@@ -187,14 +190,13 @@ def _print_table(planner: Planner) -> None:
         scheduling = [server.config.scheduler.value, *flag_names(server.config)]
         if server.config.persistence_s:
             scheduling.append(f"persistent {server.config.persistence_s} s")
-        reals = [
-            f"{k.address}:{k.port}" if ":" not in k.address else f"[{k.address}]:{k.port}"
-            for k in sorted(server.real_servers)
-        ]
-        reals += [f"{k.address}:{k.port} (draining)" for k in sorted(server.draining)]
-        table.add_row(
-            str(key), str(planner.service_of(key)), ", ".join(scheduling), "\n".join(reals) or "none: refused"
-        )
+        shape = "[{}]:{}" if key.family == 6 else "{}:{}"
+        reals = [shape.format(k.address, k.port) for k in sorted(server.real_servers)]
+        if not reals:
+            is_dropped = key.address and (sets.SERVICE_OF[key.family], sets.claim_key(key)) in dropped
+            reals = ["none here: dropped" if is_dropped else "none: refused"]
+        reals += [f"{shape.format(k.address, k.port)} (draining)" for k in sorted(server.draining)]
+        table.add_row(str(key), str(planner.service_of(key)), ", ".join(scheduling), "\n".join(reals))
     out = console()
     out.print(table)
     out.print(f"{len(desired.vips)} VIPs, {len(desired.elements)} set elements; all of it with --output json")

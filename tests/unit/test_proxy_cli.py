@@ -113,6 +113,40 @@ def test_tables_show_ipv6_addresses(capsys: pytest.CaptureFixture[str], tmp_path
     assert "+ vip6 fd00::2" in shown
 
 
+_LOCAL = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 'fd00::1', ports: [{port: 80}], internalTrafficPolicy: Local}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+ports: [{name: "", port: 8080}]
+endpoints:
+- {addresses: ['fd00:2::1'], nodeName: elsewhere}
+- {addresses: ['fd00:2::2'], nodeName: elsewhere, conditions: {ready: false, serving: true, terminating: true}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("node", "manifests", "shown"),
+    [
+        ("n", _LOCAL, "none here: dropped"),
+        ("n", _LOCAL, "[fd00:2::2]:8080 (draining)"),
+        ("elsewhere", _LOCAL, "[fd00:2::1]:8080"),
+        ("n", _LOCAL.partition("---")[0], "none: refused"),
+    ],
+)
+def test_tables_tell_what_becomes_of_clients(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, node: str, manifests: str, shown: str
+) -> None:
+    (tmp_path / "s.yaml").write_text(manifests)
+    _, table, _ = run(capsys, "plan", "--source", str(tmp_path), "--node", node, "--output", "table")
+    assert shown in " ".join(table.split())
+
+
 def test_node_addresses_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     args = ("plan", "--source", str(SCENARIOS / "ingress.yaml"), "--node", "node-a", "--output", "ipvsadm")
     more = (
