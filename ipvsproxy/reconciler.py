@@ -26,7 +26,7 @@ from ipvsproxy.dataplane import (
     HostNetwork,
     Interrupted,
 )
-from ipvsproxy.model import ActualVirtualServer, Scheduler, VirtualServerKey
+from ipvsproxy.model import ActualVirtualServer, Element, Scheduler, VirtualServerKey
 from ipvsproxy.nodeview import NodeView, node_view
 from ipvsproxy.pending import Pending
 from ipvsproxy.picture import Picture
@@ -92,6 +92,8 @@ class Reconciler:
         self._kernel_news: set[str] = set()
         self._wake = asyncio.Event()
         self._host = HostNetwork()
+        self._found: set[Element] = set()
+        """What our table held when it was made; empty once started."""
         dataplane.on_flows_cut = around.metrics.cut
         self._legacy: set[str] = set()
         self._counters_at_s = 0.0
@@ -218,7 +220,8 @@ class Reconciler:
         elements = await self._dataplane.dump_elements()
         known_marks = nftables.mark_elements(elements or ())
         planner = Planner(self._config, self._view(), self._schedulers, known_marks)
-        await self._dataplane.load_table(nftables.load(self._config, elements or planner.node_elements))
+        self._found = elements or set(planner.node_elements)
+        await self._dataplane.load_table(nftables.load(self._config, self._found))
         self._planning = Planning(self._store, planner, self._around.health.unplanned)
         self._planner = planner
 
@@ -230,7 +233,7 @@ class Reconciler:
         vips = await dataplane.dump_vips()
         elements = await dataplane.dump_elements()
         if elements is None:  # somebody deleted the table since it was made
-            elements = set(self._planner.node_elements)
+            elements = self._found  # its claims tell whose virtual servers those are that nobody wants any more
             await dataplane.load_table(nftables.load(self._config, elements))
         self._legacy = await dataplane.dump_device_addresses()
         own = {a.address for a in self._host.addresses}
@@ -266,6 +269,7 @@ class Reconciler:
             self._legacy = set()
         self._plan_audit()
         self._conclude(failures, self._clock.monotonic() - started_s)
+        self._found = set()
         _log.info(
             log.RECONCILE_STARTED,
             services=len(state.services),

@@ -265,6 +265,20 @@ async def test_a_restart_that_waits_for_the_lists_takes_nothing_away() -> None:
         assert (it.fake.elements, it.fake.done[done:]) == (before, [])
 
 
+async def test_a_table_lost_while_it_waits_for_the_lists_takes_no_claim_along() -> None:
+    async with world() as it:
+        await it.start(*web())
+        await it.renew()
+        it.launch()
+        await _rounds()
+        it.fake.drop_table()  # somebody's `nft flush ruleset`
+        it.list_all()  # the Service has gone meanwhile
+        await it.settle()
+        assert it.fake.virtual_servers == {}
+        assert it.fake.vips == {}
+        it.assert_picture_is_true()
+
+
 async def test_weights_and_schedulers_are_right_after_a_restart() -> None:
     async with world(*web()) as it:
         await it.stop()
