@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from itertools import islice
 
 import structlog
@@ -41,15 +41,21 @@ class Planning:
         self._unplanned = unplanned
         self._waiting: set[ObjectKey] = set()
 
-    async def ahead(self) -> None:
+    async def ahead(self, note_node: Callable[[], object]) -> None:
         """Plan what the lists bring until both are complete, for they take longer to come than to be planned.
 
         Nothing of it is told: whether something is wanted is known when the lists are complete, and not before.
+
+        Args:
+            note_node: called when Nodes arrive, for /healthz shows at once whether this one is eligible.
         """
         state = self._store.state
         while not state.is_listed(Resource.SERVICES, Resource.ENDPOINT_SLICES):
             await self._store.wait_changed()
-            arrived = iter(self._store.take_changes().services)
+            changes = self._store.take_changes()
+            if changes.nodes:
+                note_node()
+            arrived = iter(changes.services)
             while portion := list(islice(arrived, PORTION)):
                 self._waiting.update(portion)
                 # A Service without endpoints has some that come later, as a rule.

@@ -142,7 +142,7 @@ class Reconciler:
     async def run(self) -> None:
         """Wait for both lists, adopt the kernel, then keep it in step until cancelled."""
         await self._standing.until_it_works(self._prepare)
-        await self._planning.ahead()
+        await self._planning.ahead(self._note_node)
         watcher = asyncio.create_task(self._watch_kernel())
         try:
             with _without_garbage_collection():
@@ -326,11 +326,9 @@ class Reconciler:
 
     def _view(self) -> NodeView:
         nodes = self._store.state.nodes
-        own = nodes.get(ObjectKey("", self._node_name))
-        self._note_node(own)
         return node_view(
             self._node_name,
-            own,
+            self._note_node(),
             addresses=self._host.addresses,
             links=self._host.links,
             gateways=self._host.gateways,
@@ -339,15 +337,18 @@ class Reconciler:
             families=self._host.families,
         )
 
-    def _note_node(self, own: Node | None) -> None:
+    def _note_node(self) -> Node | None:
+        """This node's object as it is now, which health is told of."""
+        own = self._store.state.nodes.get(ObjectKey("", self._node_name))
         health = self._around.health
         if own is None and health.node_known:
             # Gone while we run: it is being taken out of the cluster, whatever becomes of its object.
             health.node_deleting = True
-            return
+            return None
         health.node_known = own is not None
         health.node_deleting = own is not None and own.deleting
         health.node_taints = own.taints if own is not None else ()
+        return own
 
     # -- drift, failures
 

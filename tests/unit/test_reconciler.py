@@ -95,6 +95,20 @@ async def test_a_node_that_is_told_after_its_services_changes_what_was_planned()
         assert {(k.address, k.port) for k in it.fake.virtual_servers} == {("10.96.0.5", 80), ("192.0.2.10", 30080)}
 
 
+async def test_the_node_is_eligible_while_the_lists_are_on_their_way() -> None:
+    """What an earlier run left in the kernel serves: a load balancer need not turn away because the API is slow."""
+    async with world() as it:
+        it.launch()
+        await _rounds()
+        assert not it.health.check(it.clock.time()).node_eligible
+        it.put(node(NODE, "192.0.2.10"), *web())
+        await _rounds()
+        assert it.health.check(it.clock.time()).node_eligible
+        it.put(node(NODE, "192.0.2.10", taints=("ToBeDeletedByClusterAutoscaler",)))
+        await _rounds()
+        assert not it.health.check(it.clock.time()).node_eligible
+
+
 async def _rounds() -> None:
     import asyncio
 
