@@ -48,6 +48,13 @@ def test_a_full_disk_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_ends_nothing(closed: str) -> None:
+    plan = f"{sys.executable} -m ipvsproxy plan --source {SCENARIOS / 'ingress.yaml'} --node node-a {closed}"
+    done = subprocess.run(["sh", "-c", plan], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(("scenario", "node"), CASES)
 @pytest.mark.parametrize(("output", "suffix"), [("ipvsadm", "ipvsadm"), ("json", "json")])
 def test_scenarios(capsys: pytest.CaptureFixture[str], scenario: str, node: str, output: str, suffix: str) -> None:
