@@ -33,6 +33,13 @@ SCHEDULER_FLAGS: dict[str, tuple[ServiceFlag, Scheduler | None]] = {
 SCHEDULERS = {s.value: s for s in Scheduler if s is not Scheduler.OTHER}
 
 
+ONE_WAY = (
+    "one-packet scheduling (ops): the kernel forgets a datagram as soon as it is sent on, so that answers arrive from "
+    "the endpoint's own address and clients discard them; only for clients that want no answer"
+)
+"""With masquerading, that is (ip_vs_core.c, ip_vs_out: an answer finds no connection, and leaves as it came)."""
+
+
 def schedule(service: Service, site: Site, problems: list[Problem]) -> tuple[Scheduler, ServiceFlag]:
     """The scheduler and flags of a Service; what cannot be had is added to `problems` and replaced by the default."""
     ipvs = site.config.ipvs

@@ -27,7 +27,7 @@ from ipvsproxy.model import (
     VirtualServerConfig,
     VirtualServerKey,
 )
-from ipvsproxy.scheduling import schedule, server_config
+from ipvsproxy.scheduling import ONE_WAY, schedule, server_config
 from ipvsproxy.sets import Kind
 from ipvsproxy.site import Site, collapsed, is_special
 from ipvsproxy.topology import Endpoints, categorise
@@ -288,6 +288,8 @@ class _Planning:
             port.protocol,
             one_packet_udp=site.config.additions.one_packet_udp,
         )
+        if config.flags & ServiceFlag.ONE_PACKET:
+            self.problems.append(Problem(self.service.key, "AnswersLost", ONE_WAY))
         answering: dict[VirtualServerKey, _Front] = {}
         for front in fronts:
             key = VirtualServerKey(family, port.protocol, front.address, front.port)

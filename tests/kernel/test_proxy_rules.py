@@ -349,6 +349,17 @@ def test_sctp(world: World) -> None:
     assert servers(world.node.connect("10.96.0.1:80", proto="sctp", count=4)) == {"p1": 2, "p2": 2}
 
 
+def test_one_packet_scheduling_is_for_datagrams_that_want_no_answer(world: World) -> None:
+    """Each goes to another pod, from one source port too; the kernel does not know their answers any more."""
+    sinks = [world.net.host(pod).serve(udp=[514]) for pod in ("p1", "p2")]
+    syslog = service("web", "10.96.0.1", "514/UDP", annotations="ipvsproxy.io/scheduler-flags=ops")
+    planner = world.program(syslog, *pods(ports="514/UDP"))
+    outcomes = world.node.connect("10.96.0.1:514", proto="udp", count=4, source_port=5514, timeout_s=0.2)
+    assert [len(sink.seen()) for sink in sinks] == [2, 2]
+    assert outcomes == [TIMEOUT] * 4
+    assert [problem.reason for problem in planner.problems(syslog.key)] == ["AnswersLost"]
+
+
 def test_ipvsadm_prints_what_we_print(world: World) -> None:
     planner = world.program(
         balancer(external_policy=LOCAL, affinity_timeout_s=600, annotations="ipvsproxy.io/scheduler=mh"),

@@ -270,6 +270,9 @@ def test_one_packet_scheduling() -> None:
     assert shown(planned(dns, config=one_packet)) == ["-A -u 10.96.0.10:53 -s rr -o"]
     asked = service("dns", "10.96.0.10", "53/UDP,53/TCP", annotations="ipvsproxy.io/scheduler-flags=ops")
     assert shown(planned(asked)) == ["-A -t 10.96.0.10:53 -s rr", "-A -u 10.96.0.10:53 -s rr -o"]
+    in_vain = service("web", "10.96.0.1", annotations="ipvsproxy.io/scheduler-flags=ops")
+    assert reasons(planned(dns)) == reasons(planned(in_vain)) == []
+    assert reasons(planned(dns, config=one_packet)) == reasons(planned(asked)) == [("default/dns", "AnswersLost")]
 
 
 @pytest.mark.parametrize(
