@@ -12,12 +12,13 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, Literal
 
 import structlog
 
 from kubecore import log
-from kubecore.api import ConnectionFailed
+from kubecore.api import ApiError, ConnectionFailed
 from kubecore.model import ObjectKey
 
 SERIES_S = 600.0
@@ -112,10 +113,13 @@ class EventRecorder:
         for wait_s in RETRY_AFTER_S:
             try:
                 await self._deliver(about, kind, reason, message, action)
-            except ConnectionFailed as error:
-                # The API server may be reachable only by what this very process is about to program.
-                _log.warning(log.EVENT_REFUSED, object=str(about.key), reason=reason, error=str(error), retry_s=wait_s)
-                await self._sleep(wait_s)
+            except (ConnectionFailed, ApiError) as error:
+                again_s = _again_after_s(error, wait_s)
+                told = {} if again_s is None else {"retry_s": again_s}
+                _log.warning(log.EVENT_REFUSED, object=str(about.key), reason=reason, error=str(error), **told)
+                if again_s is None:
+                    return
+                await self._sleep(again_s)
             except Exception as error:  # an event is never worth the daemon
                 _log.warning(log.EVENT_REFUSED, object=str(about.key), reason=reason, error=str(error))
                 return
@@ -165,6 +169,15 @@ class EventRecorder:
         old = [identity for identity, series in self._series.items() if now_s - series.first_s > SERIES_S]
         for identity in old:
             del self._series[identity]
+
+
+def _again_after_s(error: ConnectionFailed | ApiError, wait_s: float) -> float | None:
+    """When to try again, `wait_s` if nobody says when; None: the API server does not want this event."""
+    if isinstance(error, ConnectionFailed):
+        return wait_s  # the API server may be reachable only by what this very process is about to program
+    if error.retry_after_s is not None:
+        return min(error.retry_after_s, RETRY_AFTER_S[-1])  # it is overloaded, by a burst of ours for one
+    return wait_s if error.status == HTTPStatus.TOO_MANY_REQUESTS else None
 
 
 def _micro_time() -> str:

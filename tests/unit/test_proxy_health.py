@@ -17,7 +17,7 @@ from ipvsproxy.events import EventRecorder, Regarding
 from ipvsproxy.health import TAINT_TO_BE_DELETED, ProxyHealth
 from ipvsproxy.healthserver import ServiceHealthServers, healthz_body, healthz_routes, rfc3339
 from ipvsproxy.surroundings import listening_addresses
-from kubecore.api import ConnectionFailed
+from kubecore.api import ApiError, ConnectionFailed
 from kubecore.model import ObjectKey
 
 WEB = ObjectKey("default", "web")
@@ -341,6 +341,37 @@ async def test_an_event_waits_for_the_api_server_to_answer() -> None:
     await recorder.flush(5.0)
     assert tried == ["POST UnknownScheduler"] * 3
     assert waited == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "expected"),
+    [
+        (ApiError(429, "TooManyRequests", "too many requests", 2.0), [2.0]),
+        (ApiError(429, "TooManyRequests", "too many requests"), [0.5]),
+        (ApiError(503, "ServiceUnavailable", "starting", 600.0), [10.0]),
+        (ApiError(500, "InternalError", "no"), None),
+        (ApiError(403, "Forbidden", "no"), None),
+    ],
+)
+async def test_an_event_that_an_overloaded_api_server_puts_off(refusal: ApiError, expected: list[float] | None) -> None:
+    """A burst of events is what it puts off first; what it refuses it refuses for good."""
+    waited: list[float] = []
+    answers = [refusal]
+    sent: list[str] = []
+
+    async def send(_method: str, _path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if answers:
+            raise answers.pop()
+        sent.append(body["reason"])
+        return {}
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    recorder = EventRecorder(send, "node-a", lambda: 0.0, sleep)
+    recorder.record(Regarding("Service", WEB), "Warning", "UnknownScheduler", "", "Plan")
+    await recorder.flush(5.0)
+    assert (waited, sent) == ((expected, ["UnknownScheduler"]) if expected else ([], []))
 
 
 async def test_a_farewell_does_not_last_for_ever() -> None:
