@@ -308,6 +308,9 @@ def _told(server: str) -> Iterator[None]:
         ) from error
     except aiohttp.ClientProxyConnectionError as error:
         raise ConnectionFailed(f"{server}: the proxy is not reachable: {error}") from error
+    except aiohttp.ClientConnectorSSLError as error:  # its number is OpenSSL's, not the system's
+        reason = f"no TLS connection: {error.strerror}: check that the server speaks https"
+        raise ConnectionFailed(f"{server}: {reason}") from error
     except aiohttp.ClientConnectorError as error:
         named = error.errno is not None and error.errno > 0  # look-up failures have numbers of their own
         reason = os.strerror(error.errno or 0) if named else error.strerror or str(error)

@@ -217,6 +217,17 @@ async def test_no_server_no_proxy_no_name(tmp_path: Path) -> None:
             await api.request("GET", "/version")
 
 
+async def test_a_server_that_speaks_no_tls(tmp_path: Path) -> None:
+    async with ApiServer() as server:
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(server.kubeconfig().replace("http://", "https://"))
+        async with ApiClient(load_access(kubeconfig=str(kubeconfig), environ={}), user_agent="test/1") as api:
+            with pytest.raises(
+                ConnectionFailed, match=r"no TLS connection: \[SSL.*: check that the server speaks https"
+            ):
+                await api.request("GET", "/version")
+
+
 async def test_a_proxy_is_used_and_a_cidr_in_no_proxy_avoids_it(tmp_path: Path) -> None:
     through: list[str] = []
 
