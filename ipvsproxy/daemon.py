@@ -162,12 +162,14 @@ class Daemon:
     # -- probes and metrics
 
     async def _open_ports(self) -> None:
-        wanted: list[tuple[Address, list[web.RouteDef]]] = []
+        wanted: dict[Address, list[web.RouteDef]] = {}
         if self._config.healthz_bind is not None:
-            wanted.append((_address(self._config.healthz_bind), healthz_routes(self._health.check, self._count_probe)))
+            wanted[_address(self._config.healthz_bind)] = healthz_routes(self._health.check, self._count_probe)
         if self._config.metrics_bind is not None:
-            wanted.append((_address(self._config.metrics_bind), self._metrics_routes()))
-        await self._ops.configure(wanted)
+            here = wanted.setdefault(_address(self._config.metrics_bind), [])
+            taken = {route.path for route in here}  # the /healthz of the metrics is always well: no probe would do
+            here += [route for route in self._metrics_routes() if route.path not in taken]
+        await self._ops.configure(wanted.items())
         if self._config.bind_hard_fail and self._ops.refused:
             address, error = next(iter(self._ops.refused.items()))
             kind = "FailedToStartMetricServer"

@@ -139,6 +139,14 @@ def test_a_taken_port_is_tried_again_or_ends_the_daemon(site: Site) -> None:
     assert "10249" in result.stderr
 
 
+def test_probes_and_metrics_on_one_port(site: Site) -> None:
+    site.delete(THIS)
+    site.start("--metrics-bind-address", "0.0.0.0:10256")
+    assert site.get("http://127.0.0.1:10256/healthz")[0] == 503, "there is no Node, whoever asks"
+    assert site.get("http://127.0.0.1:10256/livez")[0] == 200
+    assert site.get("http://127.0.0.1:10256/proxyMode") == (200, "ipvs")
+
+
 def test_profiling(site: Site) -> None:
     site.start("--profiling")
     status, body = site.get("http://127.0.0.1:10249/debug/pprof/profile?seconds=0.5&debug=1")
