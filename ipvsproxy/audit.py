@@ -45,9 +45,14 @@ class Audit:
         self._applier = applier
         self._planner = planner
         self._load_table = load_table
-        self._fingerprints: dict[VirtualServerKey, int] = {}
+        self._fingerprints: dict[VirtualServerKey, int] | None = None
         """As of the last comparison. None before the first, which reads everything: what somebody altered while we
         started would else be taken for ours for good."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the next comparison is the first one."""
+        return self._fingerprints is None
 
     async def look_again(self, what: Set[str]) -> Delta:
         """Read routes ("route") or elements ("nft") again; returns what differs from what was known.
@@ -81,7 +86,7 @@ class Audit:
         missing = [k for k in picture.servers if k not in there]
         for key in missing:
             picture.put_server(key, None)
-        known, self._fingerprints = self._fingerprints, fingerprints
+        known, self._fingerprints = self._fingerprints or {}, fingerprints
         suspects = [
             key
             for key, config in there.items()

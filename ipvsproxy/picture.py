@@ -42,9 +42,10 @@ ElementKey = tuple[str, tuple[str, ...]]
 
 
 class Alike(MutableMapping[RealServerKey, ActualRealServer]):
-    """Real servers made with their virtual server, all alike: a start makes 100,000, and few are looked at ever again.
+    """Real servers made with their virtual server, all alike: a start makes 100,000, and few of them ever change.
 
-    Until then they are the tuple that the plan has anyway, and take an eighth of a dict's memory.
+    Until one does they are the tuple that the plan has anyway, and take an eighth of a dict's memory. It is searched from
+    end to end, and so no longer than MAX_NEW_REAL_SERVERS.
     """
 
     __slots__ = ("_actual", "_keys", "_table")
@@ -55,7 +56,7 @@ class Alike(MutableMapping[RealServerKey, ActualRealServer]):
         self._table: dict[RealServerKey, ActualRealServer] | None = None
 
     def are(self, keys: tuple[RealServerKey, ...]) -> bool:
-        """Whether these are the very ones, and nobody looked at them yet; False says nothing."""
+        """Whether these are the very ones, as they were made; False says nothing."""
         return self._keys is keys and self._table is None
 
     def _unfolded(self) -> dict[RealServerKey, ActualRealServer]:
@@ -64,7 +65,11 @@ class Alike(MutableMapping[RealServerKey, ActualRealServer]):
         return self._table
 
     def __getitem__(self, key: RealServerKey) -> ActualRealServer:
-        return self._unfolded()[key]
+        if self._table is not None:
+            return self._table[key]
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._actual
 
     def __setitem__(self, key: RealServerKey, actual: ActualRealServer) -> None:
         self._unfolded()[key] = actual

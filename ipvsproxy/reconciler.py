@@ -227,7 +227,7 @@ class Reconciler:
 
     async def _start(self) -> None:
         dataplane = self._dataplane
-        started_s = self._clock.monotonic()
+        started_s, cpu_s = self._clock.monotonic(), self._clock.process_time()
         self._host = await dataplane.read_host()
         servers = await self._patiently(dataplane.dump_virtual_servers)
         vips = await dataplane.dump_vips()
@@ -267,6 +267,7 @@ class Reconciler:
             await dataplane.release_addresses(self._legacy)
             _log.info(log.KUBE_PROXY_TAKEN_OVER, addresses=len(self._legacy), virtual_servers=len(adopted))
             self._legacy = set()
+        self._audit_cost_s = self._clock.process_time() - cpu_s  # until one has shown what it costs
         self._plan_audit()
         self._conclude(failures, self._clock.monotonic() - started_s)
         self._found = set()
@@ -361,14 +362,15 @@ class Reconciler:
                 while self._pending:
                     failures.extend(await self._portion(PORTION))
 
-        before_s = self._clock.process_time()
+        before_s, is_first = self._clock.process_time(), self._auditing.is_first
         try:
             delta = await self._auditing.compare(meanwhile)
             failures += await self._programming.repair("audit", delta)
         except DataplaneError as error:
             self._around.metrics.audits.labels("failed").inc()
             failures.append(error)
-        self._audit_cost_s = self._clock.process_time() - before_s
+        if not is_first:  # which reads everything, and says nothing of the next
+            self._audit_cost_s = self._clock.process_time() - before_s
         self._plan_audit()
         return failures
 
