@@ -44,8 +44,8 @@ ElementKey = tuple[str, tuple[str, ...]]
 class Alike(MutableMapping[RealServerKey, ActualRealServer]):
     """Real servers made with their virtual server, all alike: a start makes 100,000, and few of them ever change.
 
-    Until one does they are the tuple that the plan has anyway, and take an eighth of a dict's memory. It is searched from
-    end to end, and so no longer than MAX_NEW_REAL_SERVERS.
+    Until one does they are the tuple that the plan has anyway, and take an eighth of a dict's memory. It is searched
+    from end to end, and so no longer than MAX_NEW_REAL_SERVERS.
     """
 
     __slots__ = ("_actual", "_keys", "_table")
