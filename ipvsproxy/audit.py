@@ -18,8 +18,8 @@ from ipvsproxy.model import Delta, Element, VirtualServerKey
 from ipvsproxy.planner import Planner
 from kubecore import log
 
-PORTION = 100
-"""Virtual servers read back in one slice of an audit; between slices changes go first."""
+PORTION = 25
+"""Virtual servers read back in one slice of an audit, 5 ms or so; between slices changes go first."""
 
 _log = structlog.get_logger()
 
