@@ -87,7 +87,7 @@ class Host:
                 raise NotFound(None, errno.ENODEV, f"{DEVICE} went away while it was made")
         if device.kind != "dummy":
             detail = f"interface {DEVICE} is a {device.kind or 'hardware'} device, not a dummy: rename or delete it"
-            raise DataplaneError(None, errno.EEXIST, detail)
+            raise DataplaneError(None, errno.EBUSY, detail)  # EEXIST would say that what is wanted is there
         if not device.up:
             with contextlib.suppress(DataplaneError):  # a kernel without IPv6 gives none anyway
                 await self._link.request(rtnetlink.no_link_local(device.interface))

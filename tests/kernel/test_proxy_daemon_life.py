@@ -5,6 +5,7 @@ what belongs to others; an address or a Node that changes.
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,19 @@ def test_drift_is_repaired(site: Site) -> None:
         for target in (VIP, VIP6, LB, f"{NODE}:30080"):
             assert servers(client.connect(target, count=2)) == {"p1": 1, "p2": 1}, (client.name, target)
     assert site.diff().code == 0
+
+
+def test_a_foreign_device_under_the_name_of_ours_is_told_of_until_it_is_gone(site: Site) -> None:
+    site.put(THIS, web(), *backends("web", "p1 p2"))
+    daemon = site.start()
+    daemon.kill(signal.SIGSTOP)
+    site.node.ip(["link del kube-ipvs0", "link add kube-ipvs0 type bridge"])
+    daemon.kill(signal.SIGCONT)
+    until(lambda: "not a dummy: rename or delete it" in site.get("http://127.0.0.1:10256/healthz")[1], True, 5)
+    assert site.client.connect(VIP) == [UNREACHABLE]
+    site.node.ip(["link del kube-ipvs0"])
+    until(lambda: servers(site.client.connect(VIP, count=2)), {"p1": 1, "p2": 1}, 10)
+    until(lambda: "degraded" in site.get("http://127.0.0.1:10256/healthz")[1], False, 5)
 
 
 def _state(site: Site) -> tuple[list[str], set[str], set[str], list[str]]:
