@@ -39,6 +39,8 @@ NAT_CHAINS = CHAINS | {"KUBE-FIREWALL"}
 SET_PREFIX = "KUBE-"
 TABLES = ("nat", "filter", "mangle")
 COMMANDS = ("iptables", "ip6tables")
+VARIANTS = tuple(f"{command}-{kind}" for kind in ("legacy", "nft") for command in COMMANDS)
+"""Each has tables of its own in the kernel; kube-proxy's image chooses one, whichever is called iptables here."""
 
 
 def undo_script(saved: str) -> str:
@@ -77,10 +79,16 @@ async def remove_chains() -> list[str]:
     Raises: DataplaneError with the command's words.
     """
     changed = []
-    for command in COMMANDS:
+    for command in (*COMMANDS, *VARIANTS):
         if shutil.which(f"{command}-save") is None:
             continue
-        script = undo_script(await _run(f"{command}-save"))
+        try:
+            saved = await _run(f"{command}-save")
+        except DataplaneError:
+            if command in COMMANDS:
+                raise
+            continue  # a kernel without such tables
+        script = undo_script(saved)
         if script:
             await _run(f"{command}-restore", "--noflush", "--wait", stdin=script)
             changed.append(command)

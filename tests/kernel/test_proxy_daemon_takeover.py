@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,23 @@ COMMIT
     for command in ("iptables-save", "ip6tables-save"):
         assert "KUBE-" not in site.node.run(f"{command} -t nat").stdout.replace(":KUBE-MARK-DROP", "")
         assert "-A INPUT -j KUBE-FIREWALL" in site.node.run(f"{command} -t filter").lines
+
+
+def test_cleanup_finds_the_rules_of_either_iptables(site: Site) -> None:
+    """On a node whose `iptables` writes nftables rules, a kube-proxy may have written legacy ones, or the reverse."""
+    if not shutil.which("iptables-legacy"):
+        pytest.skip("no iptables-legacy on this machine")
+    jump = "*nat\n:KUBE-SERVICES - [0:0]\n:THEIRS - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A PREROUTING -j THEIRS\n"
+    for command, infix in (("iptables", ""), ("ip6tables", "6-")):
+        rule = f"-A KUBE-SERVICES -m set --match-set KUBE-{infix}CLUSTER-IP dst,dst -j ACCEPT\nCOMMIT\n"
+        for kind in ("legacy", "nft"):
+            site.node.run([f"{command}-{kind}-restore", "--noflush"], stdin=jump + rule)
+    result = site.command("cleanup", "--kube-proxy")
+    assert result.code == 0, result
+    assert site.node.run("ipset list -n").lines == ["THEIRS"]
+    for command in ("iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save"):
+        saved = site.node.run(f"{command} -t nat").stdout
+        assert ("KUBE-" in saved, "-A PREROUTING -j THEIRS" in saved) == (False, True), saved
 
 
 def test_cleanup_of_ours_alone_leaves_kube_proxys(site: Site) -> None:
