@@ -7,6 +7,7 @@ kernel, how a Service is planned. Called by the reconciler and its programming.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import Callable, MutableMapping
 from itertools import islice
@@ -22,6 +23,8 @@ from kubecore.store import Store
 
 PORTION = 50
 """Services planned between two turns of the event loop while lists come in: 1 ms or so."""
+NODES_PATIENCE_S = 2.0
+"""How long a start waits for the list of Nodes after the others; it comes with them, as a rule."""
 
 _log = structlog.get_logger()
 
@@ -62,6 +65,16 @@ class Planning:
                 self.update([key for key in portion if state.slices_of(key)])
                 gc.freeze()  # most of this stays: a garbage collection that looks at all of it again finds nothing
                 await asyncio.sleep(0)
+
+    async def nodes(self) -> None:
+        """Wait a moment for the list of Nodes, if there are external addresses, for these may be other nodes'.
+
+        Routed here, such an address ends this node's connections to the other one.
+        """
+        if any(s.ingress or s.external_ips for s in self._store.state.services.values()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NODES_PATIENCE_S):
+                    await self._store.wait_listed(Resource.NODES)
 
     def note_changes(self) -> None:
         """Take note of what changed since `ahead`: Services that are gone at once, others when their turn comes."""

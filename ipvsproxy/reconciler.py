@@ -143,6 +143,7 @@ class Reconciler:
         """Wait for both lists, adopt the kernel, then keep it in step until cancelled."""
         await self._standing.until_it_works(self._prepare)
         await self._planning.ahead(self._note_node)
+        await self._planning.nodes()
         watcher = asyncio.create_task(self._watch_kernel())
         try:
             with _without_garbage_collection():

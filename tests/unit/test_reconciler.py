@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ipvsproxy import planner, serviceplan
+from ipvsproxy import planner, planning, serviceplan
 from ipvsproxy.config import Config, NodePortAddresses
 from ipvsproxy.dataplane import (
     AddRealServer,
@@ -107,6 +107,32 @@ async def test_the_node_is_eligible_while_the_lists_are_on_their_way() -> None:
         it.put(node(NODE, "192.0.2.10", taints=("ToBeDeletedByClusterAutoscaler",)))
         await _rounds()
         assert not it.health.check(it.clock.time()).node_eligible
+
+
+async def test_no_other_nodes_address_is_routed_because_nodes_are_listed_last() -> None:
+    async with world() as it:
+        it.put(service("web", "10.96.0.5", external_ips=("198.51.100.7", "192.0.2.11")), web()[1])
+        it.launch()
+        it.list_all([Resource.SERVICES, Resource.ENDPOINT_SLICES])
+        await _rounds()
+        assert it.fake.vips == {}
+        it.put(node("node-b", "192.0.2.11"))
+        it.list_all([Resource.NODES])
+        await it.settle()
+        assert {op.address for op in it.fake.done if isinstance(op, AddVip)} == {"10.96.0.5", "198.51.100.7"}
+
+
+@pytest.mark.parametrize("external_ips", [(), ("198.51.100.7",)])
+async def test_a_start_without_nodes_is_late_by_its_patience_at_most(
+    monkeypatch: pytest.MonkeyPatch, external_ips: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(planning, "NODES_PATIENCE_S", 0.01 if external_ips else 3600.0)
+    async with world() as it:
+        it.put(service("web", "10.96.0.5", external_ips=external_ips), web()[1])
+        it.launch()
+        it.list_all([Resource.SERVICES, Resource.ENDPOINT_SLICES])
+        await it.settle()
+        assert set(it.fake.vips) == {"10.96.0.5", *external_ips}
 
 
 async def _rounds() -> None:
