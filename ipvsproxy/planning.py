@@ -81,6 +81,12 @@ class Planning:
         self._waiting |= self._store.take_changes().services
         self.update([key for key in self._waiting if key not in self._store.state.services])
 
+    async def rest(self) -> None:
+        """Plan all that waits, so that it is settled who holds what several Services ask for."""
+        while self._waiting:
+            self.update(list(islice(self._waiting, PORTION)))
+            await asyncio.sleep(0)
+
     def update(self, services: list[ObjectKey]) -> Delta:
         """Plan these Services; what may differ now."""
         self._waiting.difference_update(services)

@@ -243,6 +243,8 @@ class Reconciler:
         adopted = left_by_kube_proxy(servers, self._legacy, own, self._config.ipvs.exclude_cidrs)
         self._planning.note_changes()
         self._planning.set_node(self._view())
+        if servers:  # what works is not to be handed to a Service that a later one takes it from
+            await self._planning.rest()
         self._telling.queued()
         self._programming = Programming(
             planning=self._planning,

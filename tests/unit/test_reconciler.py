@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ipvsproxy import planner, planning, serviceplan
+from ipvsproxy import planner, planning, reconciler, serviceplan
 from ipvsproxy.config import Config, NodePortAddresses
 from ipvsproxy.dataplane import (
     AddRealServer,
@@ -303,6 +303,22 @@ async def test_a_restart_that_waits_for_the_lists_takes_nothing_away() -> None:
         await _rounds()
         assert it.fake.calls[-1] == "load_table"
         assert (it.fake.elements, it.fake.done[done:]) == (before, [])
+
+
+async def test_a_restart_hands_nothing_to_and_fro_between_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The younger one comes first in the list, and in a portion of its own."""
+    monkeypatch.setattr(reconciler, "START_PORTION", 1)
+    rivals = [
+        service("a-young", "10.96.0.6", ":53/UDP", external_ips=("198.51.100.1",), created_s=2.0),
+        endpoint_slice("a-young", "10.244.0.1", ":53/UDP"),
+        service("b-old", "10.96.0.7", ":53/UDP", external_ips=("198.51.100.1",), created_s=1.0),
+        endpoint_slice("b-old", "10.244.0.2", ":53/UDP"),
+    ]
+    async with world(*rivals) as it:
+        await it.renew()
+        it.fake.done.clear()
+        await it.start(*rivals)
+        assert it.fake.done == []
 
 
 async def test_a_table_lost_while_it_waits_for_the_lists_takes_no_claim_along() -> None:
