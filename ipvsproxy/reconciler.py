@@ -311,7 +311,12 @@ class Reconciler:
         if changes.nodes or news & {"address", "link"}:
             failures += await self._node_changed()
         if news & {"route", "nft"}:
-            delta = await self._auditing.look_again(news)
+            try:
+                delta = await self._auditing.look_again(news)
+            except DataplaneError as error:  # Services go on, as far as they can without
+                self._kernel_news |= news
+                failures.append(error)
+                return True
             if delta:
                 failures += await self._programming.repair("drift", delta)
         return True

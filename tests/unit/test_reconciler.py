@@ -494,6 +494,28 @@ async def test_a_kernel_that_cannot_be_taken_on_makes_the_node_unhealthy(monkeyp
         assert it.health.degraded == {}
 
 
+async def test_a_table_that_cannot_be_made_again_holds_up_no_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(_script: str) -> None:
+        raise DataplaneError(None, errno.EIO, "out of order")
+
+    async with world(*web()) as it:
+        with monkeypatch.context() as broken:
+            broken.setattr(it.fake, "load_table", refuse)
+            it.fake.drop_table()
+            it.fake.tell("nft")
+            await _rounds()
+            assert it.health.degraded == {"kernel": "out of order"}
+            it.put(endpoint_slice("web", "10.244.0.1 10.244.0.3", ":80"))
+            await _rounds()
+            assert weights(it) == {"10.244.0.1": 1, "10.244.0.3": 1}
+            it.clock.ahead_s += 120
+            assert not it.health.check(it.clock.time()).healthy
+        await it.advance(60)
+        assert it.health.degraded == {}
+        assert it.difference() == []
+        it.assert_picture_is_true()
+
+
 async def test_degraded_names_what_fails_still() -> None:
     refused = {WEB, WEB._replace(address="10.96.0.6")}
     async with world() as it:
