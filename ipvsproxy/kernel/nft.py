@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable
 
-from ipvsproxy.dataplane import Op, Unsupported
+from ipvsproxy.dataplane import DataplaneError, Op, Unsupported
 from ipvsproxy.kernel.errors import error_for
 
 _LOCATION = re.compile(r"^(?:\S+?:(\d+):(\d+)-(\d+): )?Error: (.*)$", re.MULTILINE)
@@ -21,6 +21,8 @@ _COULD_NOT = "Could not process rule: "
 _ERRNO = {os.strerror(code): code for code in errno.errorcode}
 _ERRNO |= dict.fromkeys(("interval overlaps", "conflicting intervals"), errno.EEXIST)  # nft's own finding
 _QUOTE_CHARS = 120
+TIME_LIMIT_S = 30.0
+"""For one transaction: a whole table of 10,000 Services takes about a second. One that hangs must not do so unseen."""
 _REMEDY = "nft is not there: install package nftables"
 _MODULES = "nf_tables, nft_ct, nft_masq, nft_fib_inet, nft_reject_inet, nft_chain_nat"
 
@@ -93,11 +95,14 @@ class Nft:
             raise Unsupported(None, errno.ENOENT, _REMEDY) from error
         try:
             self._on_start(process.pid)
-            out, complaint = await process.communicate(stdin)
-        except BaseException:
+            async with asyncio.timeout(TIME_LIMIT_S):
+                out, complaint = await process.communicate(stdin)
+        except BaseException as error:
             # Cancelled: half a script must not be taken for all of it. The kernel has the whole transaction or nothing.
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+            if isinstance(error, TimeoutError):
+                raise DataplaneError(None, errno.ETIMEDOUT, f"nft did not end within {TIME_LIMIT_S:.0f} s") from error
             raise
         return process.returncode or 0, out, complaint.decode("utf-8", "replace")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
 import platform
 import socket
 import struct
@@ -210,6 +212,21 @@ def test_complaints_name_the_element(complaint: str, number: int, detail: str | 
     code, said = nft.explain(SCRIPT, complaint)
     assert code == number
     assert detail is None or said == detail
+
+
+async def test_an_nft_that_hangs_is_ended_and_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = tmp_path / "nft"
+    hanging.write_text("#!/bin/sh\nexec sleep 100\n")
+    hanging.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(nft, "TIME_LIMIT_S", 0.1)
+    started: list[int] = []
+    with pytest.raises(DataplaneError, match="nft did not end within") as raised:
+        await nft.Nft("inet", "t", started.append).run("table inet t\n")
+    assert raised.value.errno == errno.ETIMEDOUT
+    await asyncio.sleep(0.2)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
 
 
 # -- errors
