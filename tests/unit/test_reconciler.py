@@ -308,7 +308,7 @@ async def test_a_restart_that_waits_for_the_lists_takes_nothing_away() -> None:
 async def test_a_restart_hands_nothing_to_and_fro_between_services(monkeypatch: pytest.MonkeyPatch) -> None:
     """The younger one comes first in the list, and in a portion of its own."""
     monkeypatch.setattr(reconciler, "START_PORTION", 1)
-    rivals = [
+    rivals: list[Service | EndpointSlice] = [
         service("a-young", "10.96.0.6", ":53/UDP", external_ips=("198.51.100.1",), created_s=2.0),
         endpoint_slice("a-young", "10.244.0.1", ":53/UDP"),
         service("b-old", "10.96.0.7", ":53/UDP", external_ips=("198.51.100.1",), created_s=1.0),
