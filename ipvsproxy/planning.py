@@ -76,13 +76,12 @@ class Planning:
                 async with asyncio.timeout(NODES_PATIENCE_S):
                     await self._store.wait_listed(Resource.NODES)
 
-    def note_changes(self) -> None:
-        """Take note of what changed since `ahead`: Services that are gone at once, others when their turn comes."""
-        self._waiting |= self._store.take_changes().services
-        self.update([key for key in self._waiting if key not in self._store.state.services])
-
     async def rest(self) -> None:
-        """Plan all that waits, so that it is settled who holds what several Services ask for."""
+        """Plan what `ahead` left and what changed since, so that it is settled who holds what several Services ask for.
+
+        Else what works at a restart would be handed to one Service, and then to the next.
+        """
+        self._waiting |= self._store.take_changes().services
         while self._waiting:
             self.update(list(islice(self._waiting, PORTION)))
             await asyncio.sleep(0)
@@ -93,11 +92,6 @@ class Planning:
         delta = self.planner.update(self._store.state, services)
         self._tell_failures()
         return delta
-
-    def complete(self, services: list[ObjectKey]) -> list[Delta]:
-        """Plan those of `services` that wait for it; what there is to program of all of them."""
-        delta = self.update([key for key in services if key in self._waiting])
-        return [self.planner.asked_by(services), delta]
 
     def set_node(self, node: NodeView) -> Delta:
         """Take over a new picture of the node; what may differ now."""

@@ -68,16 +68,14 @@ class Programming:
 
     async def program(self, services: list[ObjectKey]) -> list[DataplaneError]:
         """Plan, diff and apply some Services; returns what failed."""
-        return await self._apply([self._planning.update(services)], services)
+        return await self._apply(self._planning.update(services), services)
 
     async def program_listed(self, services: list[ObjectKey]) -> list[DataplaneError]:
-        """The same at start, when most of them have been planned already."""
-        return await self._apply(self._planning.complete(services), services)
+        """The same at start, when all have been planned."""
+        return await self._apply(self._planner.asked_by(services), services)
 
-    async def _apply(self, deltas: Iterable[Delta], services: list[ObjectKey]) -> list[DataplaneError]:
-        failures: list[DataplaneError] = []
-        for delta in deltas:
-            failures += await self.apply_delta(delta)
+    async def _apply(self, delta: Delta, services: list[ObjectKey]) -> list[DataplaneError]:
+        failures = await self.apply_delta(delta)
         self._telling.programmed(services)
         # A long list must not hold the loop: probes and the watch go on in between.
         await asyncio.sleep(0)

@@ -241,10 +241,8 @@ class Reconciler:
         # Even when our table is there already: a takeover may have been cut short. Its last step is to release the
         # addresses, and without any of those there is nothing to adopt.
         adopted = left_by_kube_proxy(servers, self._legacy, own, self._config.ipvs.exclude_cidrs)
-        self._planning.note_changes()
         self._planning.set_node(self._view())
-        if servers:  # what works is not to be handed to a Service that a later one takes it from
-            await self._planning.rest()
+        await self._planning.rest()
         self._telling.queued()
         self._programming = Programming(
             planning=self._planning,
@@ -264,7 +262,7 @@ class Reconciler:
         failures += await self._programming.program_listed(urgent)
         for start in range(0, len(others), START_PORTION):
             failures += await self._programming.program_listed(others[start : start + START_PORTION])
-        # Only now, with everything planned, is it known what is not wanted any more. The rest was compared above.
+        # The rest was compared above.
         failures += await self._programming.repair("start", None if failures else self._programming.unwanted())
         if self._legacy and not failures:
             await dataplane.release_addresses(self._legacy)
