@@ -87,6 +87,10 @@ class Applier:
                 failed += await self._apply_batch(batch)
         return failed
 
+    def doubt_all(self) -> None:
+        """Routes and elements may be otherwise than they were last read; `reread` looks at them."""
+        self.doubtful_vips = self.doubtful_elements = True
+
     async def reread(self) -> bool:
         """Read again whatever is in doubt; True if nothing is any more."""
         for key in list(self.doubtful):

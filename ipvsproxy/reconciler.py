@@ -206,7 +206,10 @@ class Reconciler:
             await self._telling.serve_health_checks(self._planner)
         if self._standing.begin_retry(now_s):
             worked = True
-            failures += await self._programming.repair("retry")
+            try:
+                failures += await self._programming.repair("retry")
+            except DataplaneError as error:  # what is in doubt stays so
+                failures.append(error)
         if self._audit_at_s is not None and now_s >= self._audit_at_s:
             failures += await self._audit()
         self._conclude(failures, self._clock.monotonic() - started_s if worked else None)
@@ -311,12 +314,11 @@ class Reconciler:
         if news & {"route", "nft"}:
             try:
                 delta = await self._auditing.look_again(news)
-            except DataplaneError as error:  # Services go on, as far as they can without
-                self._kernel_news |= news
+                if delta:
+                    failures += await self._programming.repair("drift", delta)
+            except DataplaneError as error:  # Services go on, as far as they can; the retry looks at this again
+                self._programming.applier.doubt_all()
                 failures.append(error)
-                return True
-            if delta:
-                failures += await self._programming.repair("drift", delta)
         return True
 
     async def _portion(self, limit: int) -> list[DataplaneError]:
