@@ -93,6 +93,8 @@ class Nft:
             )
         except FileNotFoundError as error:
             raise Unsupported(None, errno.ENOENT, _REMEDY) from error
+        except OSError as error:  # no memory or no file descriptor left, for one
+            raise DataplaneError(None, error.errno or errno.EIO, f"nft cannot be started: {error.strerror}") from error
         try:
             self._on_start(process.pid)
             async with asyncio.timeout(TIME_LIMIT_S):

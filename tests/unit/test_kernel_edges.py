@@ -214,6 +214,15 @@ def test_complaints_name_the_element(complaint: str, number: int, detail: str | 
     assert detail is None or said == detail
 
 
+async def test_an_nft_that_cannot_be_started_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fork(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fork)
+    with pytest.raises(DataplaneError, match="nft cannot be started: Cannot allocate memory"):
+        await nft.Nft("inet", "t").run("table inet t\n")
+
+
 async def test_an_nft_that_hangs_is_ended_and_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = tmp_path / "nft"
     hanging.write_text("#!/bin/sh\nexec sleep 100\n")
