@@ -82,6 +82,7 @@ class ClientConnection(msgspec.Struct, frozen=True, kw_only=True):
     server: str = ""
     """URL or host:port of the API server, in place of the one found; a flag only, as in kube-proxy."""
     qps: float = 5.0
+    """Below 0: no limit."""
     burst: int = 10
 
 

@@ -62,7 +62,9 @@ KUBE_PROXY_FIELDS: dict[str, Field] = {
         v.positive_duration_s, "config_sync_period_s", "config-sync-period", "accepted; a watch needs no resync"
     ),
     "clientConnection.kubeconfig": Field(v.text, "client.kubeconfig", "kubeconfig", "credentials; default: in-cluster"),
-    "clientConnection.qps": Field(v.number, "client.qps", "kube-api-qps", "requests a second to the API server"),
+    "clientConnection.qps": Field(
+        v.number, "client.qps", "kube-api-qps", "requests a second to the API server; below 0: any"
+    ),
     "clientConnection.burst": Field(v.integer(0, _MAX), "client.burst", "kube-api-burst", "requests to it at once"),
     "iptables.masqueradeAll": Field(v.boolean, "masquerade_all", "masquerade-all", "masquerade all to ClusterIPs"),
     "iptables.masqueradeBit": Field(

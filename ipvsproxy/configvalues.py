@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any, TypeVar
 
 from ipvsproxy.config import Bind, LocalMode, NodePortAddresses
@@ -80,13 +81,13 @@ def integer(low: int, high: int) -> Parser:
 
 
 def number(value: Any) -> float:
-    """A number that is not negative."""
+    """A number."""
     try:
         parsed = float(value)
     except (TypeError, ValueError, OverflowError):
         raise BadValue(f"{value!r} is not a number", "write a number such as 5 or 0.5") from None
-    if isinstance(value, bool) or not 0 <= parsed < float("inf"):
-        raise BadValue(f"{value!r} is not a number of 0 or more", "write a number such as 5 or 0.5")
+    if isinstance(value, bool) or not isfinite(parsed):
+        raise BadValue(f"{value!r} is not a number", "write a number such as 5 or 0.5")
     return parsed
 
 

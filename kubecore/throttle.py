@@ -17,7 +17,7 @@ DEFAULT_BURST = 10
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """0: no limit."""
+    """0, or less: no limit."""
 
     qps: float = 0.0
     """Requests a second, on average."""
@@ -37,7 +37,7 @@ class Throttle:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._interval_s = 1 / limits.qps if limits.qps else 0.0
+        self._interval_s = 1 / limits.qps if limits.qps > 0 else 0.0
         self._burst_s = self._interval_s * ((limits.burst or DEFAULT_BURST) - 1)
         self._slots = asyncio.Semaphore(limits.max_inflight) if limits.max_inflight else None
         self._clock = clock

@@ -186,7 +186,7 @@ def test_our_own_document() -> None:
         ("bindAddressHardFail: 1", "bindAddressHardFail: 1 is neither true nor false; write true or false"),
         ("bindAddress: eth0", "c.yaml:3: bindAddress: 'eth0' is not an IP address; write one such as"),
         ("clientConnection: {qps: fast}", "clientConnection.qps: 'fast' is not a number; write a number such as 5"),
-        ("clientConnection: {qps: -1}", "clientConnection.qps: -1 is not a number of 0 or more; write a number"),
+        ("clientConnection: {qps: .inf}", "clientConnection.qps: inf is not a number; write a number such as 5"),
         ("nodePortAddresses: 1", "c.yaml:3: nodePortAddresses: 1 is not a list of CIDRs; write a list such as"),
         (f"{OURS}schedulerFlags: 1", "schedulerFlags: 1 is not a list of scheduler flags; write a list such as"),
         ('detectLocal: {bridgeInterface: "a; drop"}', "'a; drop' is not an interface name"),

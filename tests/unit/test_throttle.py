@@ -26,6 +26,7 @@ class Clock:
     ("limits", "waits"),
     [
         (Limits(), [0.0] * 6),
+        (Limits(qps=-1, burst=1), [0.0] * 6),
         (Limits(qps=2, burst=1), [0.0, 0.5, 0.5, 0.5, 0.5, 0.5]),
         (Limits(qps=2, burst=3), [0.0, 0.0, 0.0, 0.5, 0.5, 0.5]),
         (Limits(qps=0.5, burst=1), [0.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
