@@ -6,6 +6,7 @@ an operation is wanted (diff), what to do about a failure later (reconciler).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,6 +75,18 @@ class Applier:
         """Something to be added was there already, and was read: diff again, for it may differ from what is wanted."""
         self.doubtful_vips = False
         self.doubtful_elements = False
+        self._notes: list[Op] | None = None
+
+    @contextlib.contextmanager
+    def noting(self, notes: list[Op]) -> Iterator[None]:
+        """Have `notes` tell every operation that is done until the end."""
+        before, self._notes = self._notes, notes
+        try:
+            yield
+        finally:
+            self._notes = before
+            if before is not None:
+                before += notes
 
     async def apply(self, ops: Sequence[Op]) -> list[DataplaneError]:
         """Do `ops` in order as far as their preconditions hold; returns what failed.
@@ -113,6 +126,8 @@ class Applier:
             tally[kind, "done"] = times
         tally[AddRealServer, "done"] += sum(len(op.real_servers) for op in permitted if type(op) is AddVirtualServer)
         self._note_touched(permitted)
+        if self._notes is not None:
+            self._notes += permitted
         failed: list[DataplaneError] = []
         if permitted:
             for op, error in await self._carry_out(permitted):

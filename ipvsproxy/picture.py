@@ -88,7 +88,7 @@ class Picture:
     """The kernel as last known. Reading attributes is fine; writing goes through `apply` and `put_server`.
 
     A virtual server is ours if our table claims it: by address, protocol and port in the service maps, by firewall
-    mark in the mark maps, or because it was adopted (kube-proxy's, taken over at start).
+    mark in the mark maps, or because it was adopted (kube-proxy's, taken over at start; one whose mark gave way).
     """
 
     def __init__(
@@ -300,6 +300,13 @@ class Picture:
                 self._marks[element.value] -= 1
                 if not self._marks[element.value]:
                     del self._marks[element.value]
+                    self._keep(element)
+
+    def _keep(self, element: Element) -> None:
+        """The virtual server of a mark that no element sets any more stays ours: what it claimed got another mark."""
+        server = VirtualServerKey(6 if element.set[-1] == "6" else 4, None, "", 0, int(element.value, 16))
+        if server in self.servers:
+            self.adopted.add(server)
 
     def _set_real_server(self, server: VirtualServerKey, key: RealServerKey, config: RealServerConfig) -> None:
         self.servers[server].real_servers[key] = self._fresh_of(config)

@@ -212,6 +212,7 @@ class Reconciler:
                 failures.append(error)
         if self._audit_at_s is not None and now_s >= self._audit_at_s:
             failures += await self._audit()
+            worked |= not self.in_step.is_set()  # there were changes meanwhile
         self._conclude(failures, self._clock.monotonic() - started_s if worked else None)
         if worked and self._config.ipvs.min_sync_period_s:
             await asyncio.sleep(self._config.ipvs.min_sync_period_s)

@@ -81,28 +81,31 @@ class SetElements:
         self._table = table
         self._link = Netlink(NETLINK_NETFILTER)
         self._link.allow_large_messages()
+        self._reader = Netlink(NETLINK_NETFILTER)  # so that a long dump holds up no change
         self._types: dict[str, SetType] = {}
         self.port_id = self._link.port_id
         """Whose changes the monitor need not tell: our own."""
 
     async def rules(self) -> bytes | None:
         """A digest of the table's chains, rules and sets; None if there is no such table."""
-        return await rules.digest(self._link, self._table)
+        return await rules.digest(self._reader, self._table)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._link.close()
+        self._reader.close()
 
     async def learn(self) -> dict[str, SetType]:
         """Ask the kernel for the table's sets; empty if there is no such table."""
         request = message(_GET_SET, 0, _HEADER + attribute(1, _name(self._table)))
-        self._types = {}
+        types: dict[str, SetType] = {}
         try:
-            async for payloads in self._link.dump(request):
-                self._types.update((t.name, t) for t in map(_decode_set, payloads) if t is not None)
+            async for payloads in self._reader.dump(request):
+                types.update((t.name, t) for t in map(_decode_set, payloads) if t is not None)
         except NotFound:
             pass
-        return self._types
+        self._types = types
+        return types
 
     async def can_change(self, op: ChangeElements) -> bool:
         """Whether `change` is able to do it; nft has to otherwise."""
@@ -153,7 +156,7 @@ class SetElements:
         for kind in types.values():
             body = attribute(_LIST_TABLE, _name(self._table)) + attribute(_LIST_SET, _name(kind.name))
             raw: list[dict[int, bytes]] = []
-            async for payloads in self._link.dump(message(_GET_ELEMENT, 0, _HEADER + body)):
+            async for payloads in self._reader.dump(message(_GET_ELEMENT, 0, _HEADER + body)):
                 batch = [
                     attributes(item)
                     for payload in payloads

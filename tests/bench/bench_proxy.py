@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import json
 import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ipvsproxy.model import VirtualServerKey
 from ipvsproxy.reconciler import AUDIT_SHARE, Reconciler
 from ipvsproxy.site import ALL_SCHEDULERS
 from ipvsproxy.surroundings import Surroundings
-from kubecore.model import EndpointSlice, Listed, ListStarted, Resource, Service, Upsert
+from kubecore.model import EndpointSlice, Listed, ListStarted, Protocol, Resource, Service, Upsert
 from kubecore.store import Store
 from tests.bench.proxy_floor import guest_floor, record, save, touch_memory
 from tests.builders import endpoint_slice, node, service
@@ -110,6 +111,16 @@ class Bench:
         self.store.apply(Upsert(its_slice(number, endpoints)))
         self.reconciler.in_step.clear()
         await self.reconciler.in_step.wait()
+        return time.perf_counter() - started_s
+
+    async def until_changed(self, number: int) -> float:
+        """The same, whatever else goes on; an endpoint of that Service goes."""
+        (address,) = a_service(number).cluster_ips
+        key = VirtualServerKey(4, Protocol.TCP, address, 80)
+        started_s = time.perf_counter()
+        self.store.apply(Upsert(its_slice(number, ENDPOINTS - 1)))
+        while not self.is_changed(key):  # noqa: ASYNC110 - the loop has no event for it
+            await asyncio.sleep(0.001)
         return time.perf_counter() - started_s
 
     def is_changed(self, key: VirtualServerKey) -> bool:
@@ -191,6 +202,8 @@ async def guest_idle(services: int) -> dict[str, float]:
         first_s, audit_s = [await an_audit(bench), await an_audit(bench)]
         pulse.cancel()
         gap_s = (await asyncio.gather(pulse))[0]
+        busy = asyncio.create_task(an_audit(bench))
+        waits_s = [await bench.until_changed(number) async for number in until_done(busy)]
         await bench.stop()
     every_s = max(Config().ipvs.sync_period_s, audit_s / AUDIT_SHARE)
     return {
@@ -198,9 +211,19 @@ async def guest_idle(services: int) -> dict[str, float]:
         "audit_cpu_s": audit_s,
         "first_audit_cpu_s": first_s,
         "stall_ms": gap_s * 1e3,
+        "change_ms": max(waits_s) * 1e3,
         "with_audit_percent": (idle + audit_s / every_s) * 100,
         "rss_mb": rss_mb(),
     }
+
+
+async def until_done(task: asyncio.Task[Any]) -> AsyncIterator[int]:
+    """Numbers, one every few milliseconds, for as long as `task` runs."""
+    for number in itertools.count():
+        await asyncio.sleep(0.003)
+        if task.done():
+            return
+        yield number
 
 
 async def an_audit(bench: Bench) -> float:
@@ -236,15 +259,8 @@ async def guest_burst(services: int) -> dict[str, float]:
             bench.store.apply(Upsert(its_slice(number, ENDPOINTS - 1)))
             if number % 250 == 249:
                 await asyncio.sleep(0.04)
-        alone = services - 1
-        single_s = time.perf_counter()
-        bench.store.apply(Upsert(its_slice(alone, ENDPOINTS - 1)))
         bench.reconciler.in_step.clear()
-        address = a_service(alone).cluster_ips[0]
-        key = next(k for k in bench.reconciler._planner.desired.virtual_servers if k.address == address)
-        while not bench.is_changed(key):  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.001)
-        single_s = time.perf_counter() - single_s
+        single_s = await bench.until_changed(services - 1)
         await bench.reconciler.in_step.wait()
         total_s, cpu_s = time.perf_counter() - started_s, cpu() - cpu_s
         await bench.stop()
@@ -326,6 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"idle                      {text}")
     text = "{audit_cpu_s:.2f} s CPU, the first {first_audit_cpu_s:.2f}, longest stall {stall_ms:.0f} ms"
     print(f"  an audit                {text.format(**report['idle'])}")
+    print("  a change during one     {change_ms:.0f} ms at most".format(**report["idle"]))
     print("  memory                  {rss_mb:.0f} MB".format(**report["idle"]))
     print(f"burst of {BURST}             " + "{all_s:.2f} s in all, {cpu_s:.2f} s CPU".format(**report["burst"]))
     print("  an unrelated change     {single_change_ms:.0f} ms meanwhile".format(**report["burst"]))

@@ -26,7 +26,7 @@ from ipvsproxy.dataplane import (
     Op,
 )
 from ipvsproxy.draining import ANSWERS_S
-from ipvsproxy.kernel.fake import Flow
+from ipvsproxy.kernel.fake import FakeDataPlane, Flow
 from ipvsproxy.model import (
     ActualRealServer,
     ActualVirtualServer,
@@ -723,3 +723,78 @@ async def test_a_pass_that_failed_is_none_that_was_done() -> None:
         await it.advance(60)
         assert shown("last_timestamp_seconds", ip_family="IPv4") > done_s + 900
         assert shown("service_changes_pending") == 0
+
+
+async def test_an_address_that_goes_to_another_local_service_leaves_no_virtual_server_by_mark() -> None:
+    """Its element gets another mark; the old mark's virtual server was nobody's then, and stayed."""
+
+    def balanced(name: str, number: int, age_s: float) -> Service:
+        return service(
+            name,
+            f"10.96.0.{number}",
+            external_ips=("203.0.113.7",),
+            external_policy=TrafficPolicy.LOCAL,
+            created_s=age_s,
+        )
+
+    async with world(balanced("young", 1, 200.0), endpoint_slice("young", "10.244.0.1", ":80")) as it:
+        (before,) = [k for k in it.fake.virtual_servers if k.fwmark]
+        it.put(balanced("old", 2, 100.0), endpoint_slice("old", "10.244.0.2", ":80"))
+        await it.settle()
+        marked = [k for k in it.fake.virtual_servers if k.fwmark]
+        assert len(marked) == 1
+        assert marked != [before]
+        it.assert_picture_is_true()
+
+
+class _SlowKernel(FakeDataPlane):
+    """One of its reads takes its time: what it found is told late."""
+
+    def __init__(self, slow: str) -> None:
+        super().__init__(HOST)
+        self.has_read, self.may_tell = asyncio.Event(), asyncio.Event()
+        self.may_tell.set()
+        read = getattr(self, slow)
+
+        async def slowly() -> Any:
+            found = await read()
+            self.has_read.set()
+            await self.may_tell.wait()
+            return found
+
+        setattr(self, slow, slowly)
+
+
+@pytest.mark.parametrize("slow", ["fingerprints", "dump_keys", "dump_vips", "dump_elements"])
+async def test_changes_go_on_while_an_audit_reads_and_are_no_drift_to_it(slow: str) -> None:
+    kernel = _SlowKernel(slow)
+    it = World(fake=kernel)
+    gone = (service("gone", "10.96.0.7"), endpoint_slice("gone", "10.244.0.7", ":80"))
+    try:
+        await it.start(*web(), *gone)
+        for round_ in range(2):  # the first audit reads everything, the second compares fingerprints
+            kernel.has_read.clear()
+            kernel.may_tell.clear()
+            it.clock.ahead_s += 400
+            it.reconciler._wake.set()
+            await asyncio.wait_for(kernel.has_read.wait(), 5)
+            new = service(f"new-{round_}", f"10.96.1.{round_}"), endpoint_slice(f"new-{round_}", "10.244.0.9", ":80")
+            it.put(*new, web("10.244.0.1 10.244.0.3")[1])
+            it.delete(*gone)
+            await _rounds()
+            assert f"10.96.1.{round_}" in it.fake.vips
+            assert "10.96.0.7" not in it.fake.vips
+            assert weights(it) == {"10.244.0.1": 1, "10.244.0.2": 0, "10.244.0.3": 1}
+            done = len(it.fake.done)
+            kernel.may_tell.set()
+            await it.settle()
+            await _rounds()
+            assert it.fake.done[done:] == [DeleteRealServer(WEB, TWO)], "it was drained"
+            assert it.difference() == []
+            it.assert_picture_is_true()
+            it.put(*web(), *gone)
+            await it.settle()
+        assert it.registry.get_sample_value("ipvsproxy_drift_repaired_total") == 0
+    finally:
+        kernel.may_tell.set()
+        await it.stop()
