@@ -120,17 +120,22 @@ def _real_servers(
         if key in wanted:
             continue
         if not drains(planned, key):
-            drop.append(DeleteRealServer(planned.key, key))
-            cut += _cut(planned.key, planned, key)
+            _take_away(planned, key, drop, cut)
         elif actual.config.weight:
             drop.append(EditRealServer(planned.key, key, _quiescent(actual.config)))
 
 
 def without(finished: Iterable[tuple[PlannedVirtualServer, RealServerKey]]) -> list[Op]:
     """What takes real servers away that may go, their flows included."""
-    pairs = list(finished)
-    cut = [op for planned, key in pairs for op in _cut(planned.key, planned, key)]
-    return [*(DeleteRealServer(planned.key, key) for planned, key in pairs), *cut]
+    drop, cut = list[Op](), list[Op]()
+    for planned, key in finished:
+        _take_away(planned, key, drop, cut)
+    return [*drop, *cut]
+
+
+def _take_away(planned: PlannedVirtualServer, key: RealServerKey, drop: list[Op], cut: list[Op]) -> None:
+    drop.append(DeleteRealServer(planned.key, key))
+    cut += _cut(planned.key, planned, key)
 
 
 def _quiescent(config: RealServerConfig) -> RealServerConfig:

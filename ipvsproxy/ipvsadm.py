@@ -47,7 +47,7 @@ def service_text(key: VirtualServerKey) -> str:
     """`-t 10.96.0.1:443`, `-u [fd00::a]:53` or `-f 42 -6`."""
     if key.protocol is None:
         return f"-f {key.fwmark}" + (" -6" if key.family == 6 else "")
-    return f"{_OPTION[key.protocol]} {_host_port(key.address, key.port)}"
+    return f"{_OPTION[key.protocol]} {host_port(key.address, key.port)}"
 
 
 def server_line(key: VirtualServerKey, config: VirtualServerConfig) -> str:
@@ -63,7 +63,7 @@ def server_line(key: VirtualServerKey, config: VirtualServerConfig) -> str:
 
 def real_server_line(server: VirtualServerKey, key: RealServerKey, config: RealServerConfig) -> str:
     """`-a -t 10.96.0.10:53 -r 10.244.1.5:53 -m -w 1`."""
-    target = f"-r {_host_port(key.address, key.port)} {_METHOD[config.method]} -w {config.weight}"
+    target = f"-r {host_port(key.address, key.port)} {_METHOD[config.method]} -w {config.weight}"
     return f"-a {service_text(server)} {target}"
 
 
@@ -85,5 +85,6 @@ def lines(servers: Iterable[PlannedVirtualServer]) -> Iterator[str]:
             yield real_server_line(server.key, key, server.real_server_config)
 
 
-def _host_port(address: str, port: int) -> str:
+def host_port(address: str, port: int) -> str:
+    """`10.0.0.1:80` or `[fd00::1]:80`."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ipvsproxy.ipvsadm import host_port
 from ipvsproxy.model import ActualVirtualServer, VirtualServerKey
 from kubecore.api import Exchange
 from kubecore.model import Family
@@ -283,11 +284,10 @@ class VirtualServerCollector(Collector):
             if rank >= self._limit:
                 other = [a + b for a, b in zip(other, values, strict=True)]
                 continue
-            address = f"{key.address}:{key.port}" if key.family == 4 else f"[{key.address}]:{key.port}"
             if key.protocol is None:
                 labels = [service, f"fwmark:{key.fwmark:#x}", ""]
             else:
-                labels = [service, address, key.protocol.value]
+                labels = [service, host_port(key.address, key.port), key.protocol.value]
             for family, value in zip(families, values, strict=True):
                 family.add_metric(labels, value)
         if len(rows) > self._limit:

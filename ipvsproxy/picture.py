@@ -275,8 +275,7 @@ class Picture:
         if name == sets.VIP:
             return element.key[0] in self.vips
         if name == sets.MARK:
-            family: Family = 6 if element.set[-1] == "6" else 4
-            server = VirtualServerKey(family, None, "", 0, int(element.value, 16))
+            server = self._server_behind(element)
             left = self._marks.get(element.value, 0) - released.get(element.value, 0)
             if left == 1 and server in self.servers:
                 return True
@@ -287,6 +286,10 @@ class Picture:
     def _server_of(element: Element) -> VirtualServerKey:
         address, protocol, port = element.key
         return VirtualServerKey(6 if ":" in address else 4, sets.PROTOCOL_OF[protocol], address, int(port))
+
+    @staticmethod
+    def _server_behind(mark: Element) -> VirtualServerKey:
+        return VirtualServerKey(6 if mark.set[-1] == "6" else 4, None, "", 0, int(mark.value, 16))
 
     def _put_element(self, element: Element) -> None:
         self.elements[(element.set, element.key)] = element
@@ -304,7 +307,7 @@ class Picture:
 
     def _keep(self, element: Element) -> None:
         """The virtual server of a mark that no element sets any more stays ours: what it claimed got another mark."""
-        server = VirtualServerKey(6 if element.set[-1] == "6" else 4, None, "", 0, int(element.value, 16))
+        server = self._server_behind(element)
         if server in self.servers:
             self.adopted.add(server)
 

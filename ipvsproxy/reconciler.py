@@ -98,12 +98,15 @@ class Reconciler:
         self._legacy: set[str] = set()
         self._counters_at_s = 0.0
         self._audit_cost_s = 0.0
-        self._planner: Planner
         self._planning: Planning
         self._programming: Programming
         self._auditing: Audit
         self.in_step = asyncio.Event()
         """Set while the kernel has everything that was told; a test (and the start-up log line) waits for it."""
+
+    @property
+    def _planner(self) -> Planner:
+        return self._planning.planner
 
     # -- reading, for metrics
 
@@ -228,7 +231,6 @@ class Reconciler:
         self._found = elements or set(planner.node_elements)
         await self._dataplane.load_table(nftables.load(self._config, self._found))
         self._planning = Planning(self._store, planner, self._around.health.unplanned)
-        self._planner = planner
 
     async def _start(self) -> None:
         dataplane = self._dataplane
@@ -266,7 +268,7 @@ class Reconciler:
         failures += await self._programming.program_listed(urgent)
         for start in range(0, len(others), START_PORTION):
             failures += await self._programming.program_listed(others[start : start + START_PORTION])
-        # The rest was compared above.
+        # What is wanted was compared above.
         failures += await self._programming.repair("start", None if failures else self._programming.unwanted())
         if self._legacy and not failures:
             await dataplane.release_addresses(self._legacy)

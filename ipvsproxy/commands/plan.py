@@ -132,7 +132,7 @@ def _print_json(planner: Planner) -> None:
 
 def as_json(planner: Planner) -> dict[str, Any]:
     """Everything planned, as plain values."""
-    from ipvsproxy.ipvsadm import flag_names, sort_key  # noqa: PLC0415
+    from ipvsproxy.ipvsadm import flag_names, host_port, sort_key  # noqa: PLC0415
 
     desired = planner.desired
     servers = []
@@ -177,7 +177,7 @@ def _print_table(planner: Planner) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     from ipvsproxy import sets  # noqa: PLC0415
-    from ipvsproxy.ipvsadm import flag_names, sort_key  # noqa: PLC0415
+    from ipvsproxy.ipvsadm import flag_names, host_port, sort_key  # noqa: PLC0415
 
     desired = planner.desired
     drops = {k.verdict for k in (sets.Kind.NO_LOCAL, sets.Kind.EXTERNAL_NO_LOCAL, sets.Kind.RANGED_EXTERNAL_NO_LOCAL)}
@@ -190,12 +190,11 @@ def _print_table(planner: Planner) -> None:
         scheduling = [server.config.scheduler.value, *flag_names(server.config)]
         if server.config.persistence_s:
             scheduling.append(f"persistent {server.config.persistence_s} s")
-        shape = "[{}]:{}" if key.family == 6 else "{}:{}"
-        reals = [shape.format(k.address, k.port) for k in sorted(server.real_servers)]
+        reals = [host_port(k.address, k.port) for k in sorted(server.real_servers)]
         if not reals:
             is_dropped = key.address and (sets.SERVICE_OF[key.family], sets.claim_key(key)) in dropped
             reals = ["none here: dropped" if is_dropped else "none: refused"]
-        reals += [f"{shape.format(k.address, k.port)} (draining)" for k in sorted(server.draining)]
+        reals += [f"{host_port(k.address, k.port)} (draining)" for k in sorted(server.draining)]
         table.add_row(str(key), str(planner.service_of(key)), ", ".join(scheduling), "\n".join(reals))
     out = console()
     out.print(table)
