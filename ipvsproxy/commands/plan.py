@@ -132,7 +132,7 @@ def _print_json(planner: Planner) -> None:
 
 def as_json(planner: Planner) -> dict[str, Any]:
     """Everything planned, as plain values."""
-    from ipvsproxy.ipvsadm import flag_names, host_port, sort_key  # noqa: PLC0415
+    from ipvsproxy.ipvsadm import flag_names, sort_key  # noqa: PLC0415
 
     desired = planner.desired
     servers = []
